@@ -1,0 +1,87 @@
+"""Shape and options of a hypernetwork: everything that its weights alone do not tell."""
+
+import dataclasses
+
+from d2l.errors import UserError
+
+FEATURES = ("per_layer_activations", "early_exit", "embed_only")
+AGGREGATORS = ("perceiver", "direct")
+
+
+@dataclasses.dataclass(frozen=True)
+class HypernetConfig:
+    """Hypernetwork of Doc-to-LoRA (paper section 3 and appendix; defaults are those of the main experiment).
+
+    Attributes:
+      target_modules: linear layers of the target that get an adapter, sorted by name.
+      d_in, d_out: input and output width of each target module, in the order of `target_modules`.
+      num_layers: layers L of the target.
+      rank: rank r of one chunk's adapter.
+      scale: s of y = W x + s B^T (A x); the release uses 2 r^1.5.
+      features: what is read from the context encoder, one of `FEATURES`.
+      layer_idx: blocks run by `early_exit`.
+      ctx_encoder_last_layer: `per_layer_activations` reads the first `ctx_encoder_last_layer - 1` blocks; None: all
+        but the last.
+      feature_size: hidden size of the context encoder, which may be another model than the target.
+      latent_size: Z, width of the hypernetwork.
+      aggregator: `perceiver` (latents between features and output queries) or `direct` (output queries attend to the
+        features themselves, in `num_blocks` layers).
+      num_latents: N learned latents of `perceiver`.
+      num_blocks: cross-attention layers of the encoder (`perceiver`) or of the whole aggregator (`direct`).
+      num_self_attn_per_block: self-attention layers after each cross-attention layer.
+      shared_weights: every block after the first uses one set of weights, and all blocks one set of self-attention
+        weights.
+      num_heads, num_kv_heads, head_dim: attention of the aggregator.
+      num_pre_head_layers: residual MLPs between aggregator and head.
+      per_layer_processing: those MLPs have weights of their own for every target layer.
+      use_bias: a learned adapter, the same for all documents, is appended once.
+      scaler_b_init: initial `scaler_B`; 0 in the paper, 0.01 lets gradients into the aggregator from step 0.
+    """
+
+    target_modules: tuple[str, ...]
+    d_in: tuple[int, ...]
+    d_out: tuple[int, ...]
+    num_layers: int
+    feature_size: int
+    rank: int = 8
+    scale: float = 2 * 8**1.5
+    features: str = "per_layer_activations"
+    layer_idx: int | None = None
+    ctx_encoder_last_layer: int | None = None
+    latent_size: int = 512
+    aggregator: str = "perceiver"
+    num_latents: int = 208
+    num_blocks: int = 8
+    num_self_attn_per_block: int = 0
+    shared_weights: bool = False
+    num_heads: int = 16
+    num_kv_heads: int = 4
+    head_dim: int = 128
+    num_pre_head_layers: int = 1
+    per_layer_processing: bool = True
+    use_bias: bool = True
+    scaler_b_init: float = 0.0
+
+    def __post_init__(self):
+        if self.features not in FEATURES:
+            raise UserError(f"features is {self.features!r}: give one of {', '.join(FEATURES)}.")
+        if self.aggregator not in AGGREGATORS:
+            raise UserError(f"aggregator is {self.aggregator!r}: give one of {', '.join(AGGREGATORS)}.")
+        if self.target_modules != tuple(sorted(self.target_modules)) or not self.target_modules:
+            raise UserError(f"target_modules is {self.target_modules}: give at least one, sorted by name.")
+        if self.features == "early_exit" and self.layer_idx is None:
+            raise UserError("features is early_exit without layer_idx: say how many blocks the encoder runs.")
+
+    @property
+    def num_modules(self) -> int:
+        return len(self.target_modules)
+
+    @property
+    def per_layer(self) -> bool:
+        """True if the encoder yields one feature per target layer."""
+        return self.features == "per_layer_activations"
+
+    @property
+    def d_lora(self) -> int:
+        """Width of the head: the widest module's A row and B row, end to end."""
+        return max(i + o for i, o in zip(self.d_in, self.d_out, strict=True))
