@@ -1,0 +1,270 @@
+"""The target language model: one decoder for Llama, Mistral, Qwen 3, Gemma 2 and Gemma 3 text.
+
+Letters: B batch, T tokens, S cache slots, L layers, D hidden, F MLP width, N query heads, K key heads, H head_dim,
+V vocabulary, C contexts (adapters), R rank.
+
+Parameter names and the [out, in] layout are Hugging Face's. Layers come in one of two forms: stacked on a leading
+layer axis and scanned (training, sharding, short compiles), or one by one (`unstack`), which on a CPU decodes about
+2.5 times faster, since a scan copies each layer's weights out of the stack.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from d2l.target.attention import apply_rope, attend, rope_table
+from d2l.target.config import TargetConfig
+
+Params = dict[str, Any]
+ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+
+
+def linear(x_BTi: jax.Array, w_oi: jax.Array, ab: dict[str, jax.Array] | None = None) -> jax.Array:
+    """y = W x, plus B^T (A x) where an adapter `{"A": [B, R, i], "B": [B, R, o]}` is given (scale folded into B)."""
+    y_BTo = jnp.einsum("bti,oi->bto", x_BTi, w_oi)
+    if ab is not None:
+        low_BTR = jnp.einsum("bti,bri->btr", x_BTi, ab["A"].astype(x_BTi.dtype))
+        y_BTo = y_BTo + jnp.einsum("btr,bro->bto", low_BTR, ab["B"].astype(x_BTi.dtype))
+    return y_BTo
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, config: TargetConfig) -> jax.Array:
+    """Root mean square norm over the last axis, in float32; Gemma multiplies by (1 + weight), in float32 too."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + config.rms_norm_eps)
+    weight = weight.reshape((1,) * (x.ndim - 1) + (-1,))
+    if config.norm_offset:
+        return (x32 * (config.norm_offset + weight.astype(jnp.float32))).astype(x.dtype)
+    return x32.astype(x.dtype) * weight
+
+
+def norm_param(config: TargetConfig, shape: tuple[int, ...]) -> nnx.Param:
+    """Weight of an `rms_norm` that starts as the identity."""
+    return nnx.Param(jnp.full(shape, 1.0 - config.norm_offset))
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention, with or without a cache."""
+
+    def __init__(self, config: TargetConfig, stack: tuple[int, ...], init: Callable):
+        self.config = config
+        for name in ATTENTION_MODULES:
+            d_in, d_out = config.module_sizes[name]
+            setattr(self, name, nnx.Param(init((*stack, d_out, d_in))))
+        if config.qk_norm:
+            self.q_norm = norm_param(config, (*stack, config.head_dim))
+            self.k_norm = norm_param(config, (*stack, config.head_dim))
+
+    def __call__(self, x_BTD, rope, cache, adapter, mask):
+        c = self.config
+        B, T, _ = x_BTD.shape
+        ab = adapter.get
+
+        def heads(name):
+            return linear(x_BTD, getattr(self, name)[...], ab(name)).reshape(B, T, -1, c.head_dim)
+
+        q_BTNH, k_BTKH, v_BTKH = heads("q_proj"), heads("k_proj"), heads("v_proj")
+        if c.qk_norm:
+            q_BTNH, k_BTKH = rms_norm(q_BTNH, self.q_norm[...], c), rms_norm(k_BTKH, self.k_norm[...], c)
+        q_BTNH, k_BTKH = apply_rope(q_BTNH, *rope), apply_rope(k_BTKH, *rope)
+        if cache is not None:
+            rows_B1, slots_BT = jnp.arange(B)[:, None], mask["q_index_BT"]
+            k_BTKH = cache["k"].at[rows_B1, slots_BT].set(k_BTKH, mode="drop")
+            v_BTKH = cache["v"].at[rows_B1, slots_BT].set(v_BTKH, mode="drop")
+            cache = {"k": k_BTKH, "v": v_BTKH}
+        o_BTNH = attend(
+            q_BTNH, k_BTKH, v_BTKH, scale=c.query_pre_attn_scalar**-0.5, softcap=c.attn_logit_softcapping, **mask
+        )
+        return linear(o_BTNH.reshape(B, T, -1), self.o_proj[...], ab("o_proj")), cache
+
+
+class MLP(nnx.Module):
+    """Gated MLP."""
+
+    def __init__(self, config: TargetConfig, stack: tuple[int, ...], init: Callable):
+        self.act = {"silu": jax.nn.silu, "gelu_pytorch_tanh": jax.nn.gelu}[config.hidden_act]
+        for name in MLP_MODULES:
+            d_in, d_out = config.module_sizes[name]
+            setattr(self, name, nnx.Param(init((*stack, d_out, d_in))))
+
+    def __call__(self, x_BTD, adapter):
+        gate_BTF = linear(x_BTD, self.gate_proj[...], adapter.get("gate_proj"))
+        up_BTF = linear(x_BTD, self.up_proj[...], adapter.get("up_proj"))
+        return linear(self.act(gate_BTF) * up_BTF, self.down_proj[...], adapter.get("down_proj"))
+
+
+class Block(nnx.Module):
+    """One decoder layer; `stack` is (L,) for parameters of all layers at once, () for one layer's own."""
+
+    def __init__(self, config: TargetConfig, stack: tuple[int, ...], init: Callable):
+        width = (*stack, config.hidden_size)
+        self.config = config
+        self.input_layernorm = norm_param(config, width)
+        self.post_attention_layernorm = norm_param(config, width)
+        if config.sandwich_norms:
+            self.pre_feedforward_layernorm = norm_param(config, width)
+            self.post_feedforward_layernorm = norm_param(config, width)
+        self.self_attn = Attention(config, stack, init)
+        self.mlp = MLP(config, stack, init)
+
+    def __call__(self, x_BTD, rope, cache, adapter, mask):
+        def norm(x, weight):
+            return rms_norm(x, weight[...], self.config)
+
+        attn_BTD, cache = self.self_attn(norm(x_BTD, self.input_layernorm), rope, cache, adapter, mask)
+        if self.config.sandwich_norms:
+            x_BTD = x_BTD + norm(attn_BTD, self.post_attention_layernorm)
+            mlp_BTD = self.mlp(norm(x_BTD, self.pre_feedforward_layernorm), adapter)
+            return x_BTD + norm(mlp_BTD, self.post_feedforward_layernorm), cache
+        x_BTD = x_BTD + attn_BTD
+        return x_BTD + self.mlp(norm(x_BTD, self.post_attention_layernorm), adapter), cache
+
+
+class Decoder(nnx.Module):
+    """Decoder-only transformer.
+
+    Args:
+      config: shape and options.
+      rngs: source of a random initialisation (weights N(0, 0.02^2), norms the identity); under `nnx.eval_shape`
+        nothing is allocated.
+      stacked: layers on one leading axis (scanned) or one by one.
+    """
+
+    def __init__(self, config: TargetConfig, rngs: nnx.Rngs, *, stacked: bool = True):
+        def init(shape):
+            return 0.02 * jax.random.normal(rngs.params(), shape)
+
+        self.config, self.stacked = config, stacked
+        self.embed_tokens = nnx.Param(init((config.vocab_size, config.hidden_size)))
+        if stacked:
+            self.layers = Block(config, (config.num_hidden_layers,), init)
+        else:
+            self.layers = nnx.List([Block(config, (), init) for _ in range(config.num_hidden_layers)])
+        self.norm = norm_param(config, (config.hidden_size,))
+        if not config.tie_word_embeddings:
+            self.lm_head = nnx.Param(init((config.vocab_size, config.hidden_size)))
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """Token ids int32 `[B, T]` to embeddings `[B, T, D]` in the dtype of the weights."""
+        x_BTD = jnp.take(self.embed_tokens[...], tokens_BT, axis=0)
+        if self.config.embed_scale:
+            x_BTD = x_BTD * jnp.asarray(self.config.hidden_size**0.5, x_BTD.dtype)
+        return x_BTD
+
+    def unembed(self, x_BTD: jax.Array) -> jax.Array:
+        """Hidden states after the final norm to float32 logits `[..., V]`."""
+        head_VD = (self.embed_tokens if self.config.tie_word_embeddings else self.lm_head)[...]
+        logits = jnp.einsum("...d,vd->...v", x_BTD, head_VD, preferred_element_type=jnp.float32)
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def final_norm(self, x_BTD: jax.Array) -> jax.Array:
+        """The norm between the last block and the head."""
+        return rms_norm(x_BTD, self.norm[...], self.config)
+
+    def run_blocks(
+        self,
+        x_BTD: jax.Array,
+        *,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        adapter: Any = None,
+        cache: Any = None,
+        num_layers: int | None = None,
+        collect: bool = False,
+        remat: bool = False,
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
+        """Run the first `num_layers` blocks (default: all), without the final norm.
+
+        Args:
+          positions_BT: int32 RoPE positions, default 0..T-1; with a cache also the slots that are written and the
+            causal order. Positions past the last slot are dropped.
+          segments_BT: int32, no attention across segments (packed rows, padding); not with a cache.
+          adapter: `{module: {"A": [L, B, R, d_in], "B": [L, B, R, d_out]}}`, a row of its own per batch row; with
+            unstacked layers a sequence of L such dicts without L.
+          cache: `{"k", "v"}: [L, B, S, K, H]`; with unstacked layers a sequence of L without L.
+          collect: also return the input of every block that ran.
+          remat: recompute blocks in the backward pass.
+
+        Returns:
+          `(x_BTD, cache, inputs_LBTD or None)`.
+        """
+        c = self.config
+        B, T, _ = x_BTD.shape
+        count = c.num_hidden_layers if num_layers is None else num_layers
+        index_BT = jnp.broadcast_to(jnp.arange(T)[None, :], (B, T))
+        positions_BT = index_BT if positions_BT is None else positions_BT
+        mask = {"q_index_BT": index_BT if cache is None else positions_BT}
+        if segments_BT is not None:
+            mask |= {"q_segments_BT": segments_BT, "k_segments_BS": segments_BT}
+        sliding_L = jnp.array([kind == "sliding_attention" for kind in c.layer_types])[:count]
+        any_sliding = "sliding_attention" in c.layer_types[:count]
+        rope = rope_table(c, positions_BT)
+        rope_local = rope_table(c, positions_BT, local=True) if c.rope_local_base_freq else rope
+
+        def body(x_BTD, layer):
+            block, sliding, ab, kv = layer
+            ropes, masks = rope, mask
+            if c.rope_local_base_freq:
+                ropes = jax.tree.map(lambda near, far: jnp.where(sliding, near, far), rope_local, rope)
+            if any_sliding:
+                masks = mask | {"window": jnp.where(sliding, c.sliding_window, jnp.iinfo(jnp.int32).max)}
+            out_BTD, kv = block(x_BTD, ropes, kv, ab or {}, masks)
+            return out_BTD, (kv, x_BTD if collect else None)
+
+        if not self.stacked:
+            caches, inputs = [], []
+            for i in range(count):
+                layer = (self.layers[i], sliding_L[i], adapter and adapter[i], cache and cache[i])
+                x_BTD, (kv, seen) = body(x_BTD, layer)
+                caches.append(kv)
+                inputs.append(seen)
+            return x_BTD, cache and caches, jnp.stack(inputs) if collect else None
+
+        graphdef, params = nnx.split(self.layers)
+        first = jax.tree.map(lambda a: a[:count], (nnx.to_pure_dict(params), adapter, cache))
+
+        def scan_body(x_BTD, layer):
+            params, sliding, ab, kv = layer
+            return body(x_BTD, (nnx.merge(graphdef, params), sliding, ab, kv))
+
+        if remat:
+            scan_body = jax.checkpoint(scan_body, prevent_cse=False)
+        x_BTD, (cache, inputs) = jax.lax.scan(scan_body, x_BTD, (first[0], sliding_L, *first[1:]))
+        return x_BTD, cache, inputs
+
+    def __call__(self, tokens_BT: jax.Array, **kwargs) -> jax.Array:
+        """Token ids to logits, float32 `[B, T, V]`; keywords as in `run_blocks`, which has the cache."""
+        x_BTD, _, _ = self.run_blocks(self.embed(tokens_BT), **kwargs)
+        return self.unembed(self.final_norm(x_BTD))
+
+
+def abstract_decoder(config: TargetConfig, *, stacked: bool = True) -> tuple[nnx.GraphDef, Params]:
+    """Graph definition and shapes of a decoder, nothing allocated.
+
+    `nnx.merge(graphdef, params)` inside a jitted function makes the decoder of a tree of arrays of those shapes.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), stacked=stacked)))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def unstack(tree: Any, count: int) -> tuple[Any, ...]:
+    """Trees of one layer each, out of a tree stacked on a leading layer axis of length `count`."""
+    return tuple(jax.tree.map(lambda a: a[i], tree) for i in range(count))
+
+
+def unstack_params(params: Params, count: int) -> Params:
+    """Parameters of a stacked decoder as those of an unstacked one."""
+    return params | {"layers": dict(enumerate(unstack(params["layers"], count)))}
+
+
+def init_cache(config: TargetConfig, batch: int, slots: int, dtype: jnp.dtype, *, stacked: bool = True) -> Any:
+    """Empty KV cache of `slots` tokens per row; bytes = 2 L B S K H itemsize."""
+    shape = (batch, slots, config.num_key_value_heads, config.head_dim)
+    if stacked:
+        return {name: jnp.zeros((config.num_hidden_layers, *shape), dtype) for name in ("k", "v")}
+    return [{name: jnp.zeros(shape, dtype) for name in ("k", "v")} for _ in range(config.num_hidden_layers)]
