@@ -50,7 +50,7 @@ class HypernetConfig:
     ctx_encoder_last_layer: int | None = None
     latent_size: int = 512
     aggregator: str = "perceiver"
-    num_latents: int = 208
+    num_latents: int = 8
     num_blocks: int = 8
     num_self_attn_per_block: int = 0
     shared_weights: bool = False

@@ -73,7 +73,13 @@ def attend(
     def block(start: int, stop: int, keys: int) -> jax.Array:
         rows = slice(start, stop)
         return _attend_block(
-            q_BTNH[:, rows], k_BSKH[:, :keys], v_BSKH[:, :keys], q_index_BT[:, rows], scale, softcap, window,
+            q_BTNH[:, rows],
+            k_BSKH[:, :keys],
+            v_BSKH[:, :keys],
+            q_index_BT[:, rows],
+            scale,
+            softcap,
+            window,
             None if q_segments_BT is None else q_segments_BT[:, rows],
             None if k_segments_BS is None else k_segments_BS[:, :keys],
         )
@@ -83,9 +89,7 @@ def attend(
     # Without a cache slot t holds token t, so a block of queries needs no key past its own end.
     size = max(QUERY_BLOCK, math.ceil(T / MAX_UNROLLED_BLOCKS))
     starts = range(0, T, size)
-    return jnp.concatenate(
-        [block(s, min(s + size, T), min(s + size, T) if S == T else S) for s in starts], axis=1
-    )
+    return jnp.concatenate([block(s, min(s + size, T), min(s + size, T) if S == T else S) for s in starts], axis=1)
 
 
 def _attend_block(q_BTNH, k_BSKH, v_BSKH, q_index_BT, scale, softcap, window, q_segments_BT, k_segments_BS):

@@ -1,0 +1,46 @@
+"""What the hypernetwork reads: activations of a frozen context encoder (SPEC 2)."""
+
+import jax
+import jax.numpy as jnp
+
+from d2l.errors import UserError
+from d2l.hypernet.config import HypernetConfig
+from d2l.target.config import TargetConfig
+from d2l.target.decoder import Decoder
+
+
+def check_encoder(config: HypernetConfig, encoder: TargetConfig) -> None:
+    """Raise a `UserError` where the context encoder cannot yield the features that the hypernetwork reads."""
+    if encoder.hidden_size != config.feature_size:
+        raise UserError(
+            f"the context encoder has hidden size {encoder.hidden_size}, the hypernetwork reads features of width "
+            f"{config.feature_size}: load the encoder it was trained with."
+        )
+    layers = encoder.num_hidden_layers
+    if config.per_layer and (config.ctx_encoder_last_layer or layers) != config.num_layers:
+        raise UserError(
+            f"the context encoder yields {config.ctx_encoder_last_layer or layers} per-layer features, the "
+            f"hypernetwork writes adapters for {config.num_layers} layers: set ctx_encoder_last_layer to {config.num_layers}."
+        )
+    needed = config.layer_idx if config.features == "early_exit" else (config.ctx_encoder_last_layer or 0)
+    if needed > layers:
+        raise UserError(f"features of layer {needed} were asked for, the context encoder has {layers} layers.")
+
+
+def context_features(encoder: Decoder, config: HypernetConfig, tokens_CT: jax.Array) -> jax.Array:
+    """Features of right-padded chunks, without a gradient.
+
+    `per_layer_activations`: `[C, L, T, F]`, the input of each of L blocks, where the last has passed the final norm
+    instead of a block's input norm; the L-th block never runs. `early_exit`: `[C, T, F]`, the output of the first
+    `layer_idx` blocks after the final norm. `embed_only`: `[C, T, F]`, the embedding output.
+
+    The encoder is causal and chunks are padded on the right, so real tokens never see the padding.
+    """
+    x_CTF = encoder.embed(tokens_CT)
+    if config.features == "early_exit":
+        x_CTF, _, _ = encoder.run_blocks(x_CTF, num_layers=config.layer_idx)
+        x_CTF = encoder.final_norm(x_CTF)
+    elif config.per_layer:
+        last, _, inputs_LCTF = encoder.run_blocks(x_CTF, num_layers=config.num_layers - 1, collect=True)
+        x_CTF = jnp.concatenate([jnp.swapaxes(inputs_LCTF, 0, 1), encoder.final_norm(last)[:, None]], axis=1)
+    return jax.lax.stop_gradient(x_CTF)

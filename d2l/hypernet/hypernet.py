@@ -1,0 +1,157 @@
+"""The hypernetwork: context features in, LoRA factors of one chunk out.
+
+Letters: C chunks, L target layers, M target modules (sorted by name), r rank, T tokens, F feature width,
+Z latent width, P hidden width of the residual MLP.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from d2l.hypernet.aggregator import MLP_FACTOR, Aggregator
+from d2l.hypernet.config import HypernetConfig
+
+LAYER_NORM_EPS = 1e-5
+Factors = dict[str, dict[str, jax.Array]]
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis with scale and bias, in float32."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + LAYER_NORM_EPS)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale, bias = self.scale[...].reshape(shape), self.bias[...].reshape(shape)
+        return (x32 * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class ResidualMLP(nnx.Module):
+    """e + LN(W2 silu(W1 LN(e) + b1) + b2); W1, W2 of each target layer's own, or one pair for all."""
+
+    def __init__(self, config: HypernetConfig, rngs: nnx.Rngs):
+        Z, P = config.latent_size, MLP_FACTOR * config.latent_size
+        own = (config.num_layers,) if config.per_layer_processing else ()
+        self.per_layer = config.per_layer_processing
+
+        def uniform(fan_in, *shape):
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5))
+
+        self.norm_in = LayerNorm(Z)
+        self.w1, self.b1 = uniform(Z, *own, Z, P), uniform(Z, *own, P)
+        self.w2, self.b2 = uniform(P, *own, P, Z), uniform(P, *own, Z)
+        self.norm_out = LayerNorm(Z)
+
+    def __call__(self, e_CLMrZ: jax.Array) -> jax.Array:
+        spec = "clmri,lio->clmro" if self.per_layer else "clmri,io->clmro"
+
+        def affine(x, weight, bias):
+            bias = bias[...].reshape(1, -1, 1, 1, bias.shape[-1])
+            return jnp.einsum(spec, x, weight[...]) + bias.astype(x.dtype)
+
+        x = jax.nn.silu(affine(self.norm_in(e_CLMrZ), self.w1, self.b1))
+        return e_CLMrZ + self.norm_out(affine(x, self.w2, self.b2))
+
+
+class Hypernet(nnx.Module):
+    """Generates the A and B rows of every target layer and module from one chunk's features (SPEC 3).
+
+    The parameters are used in the dtype they are given in: for bfloat16 compute cast the tree, not the masters.
+    """
+
+    def __init__(self, config: HypernetConfig, rngs: nnx.Rngs):
+        L, M, r, Z = config.num_layers, config.num_modules, config.rank, config.latent_size
+        self.config = config
+        self.aggregator = Aggregator(config, rngs)
+        self.pre_head = nnx.Dict({str(i): ResidualMLP(config, rngs) for i in range(config.num_pre_head_layers)})
+        head_shape = (L, Z, config.d_lora) if M == 1 else (L, M, Z, config.d_lora)
+        head_std = 0.5 / (Z + config.d_lora * r) ** 0.5
+        self.head = nnx.Param(head_std * jax.random.normal(rngs.params(), head_shape))
+        sizes = dict(zip(config.target_modules, zip(config.d_in, config.d_out, strict=True), strict=True))
+        if config.use_bias:
+            self.bias_A = nnx.Dict(
+                {
+                    name: nnx.Param(0.2 / (i * r) ** 0.5 * jax.random.normal(rngs.params(), (L, r, i)))
+                    for name, (i, _) in sizes.items()
+                }
+            )
+            self.bias_B = nnx.Dict({name: nnx.Param(jnp.zeros((L, r, o))) for name, (_, o) in sizes.items()})
+        self.scaler_A = nnx.Dict({name: nnx.Param(jnp.ones((L, r))) for name in sizes})
+        self.scaler_B = nnx.Dict({name: nnx.Param(jnp.full((L, r), config.scaler_b_init)) for name in sizes})
+
+    def __call__(self, features: jax.Array, mask_CT: jax.Array, *, iterative: bool = False) -> Factors:
+        """LoRA factors of every chunk.
+
+        Args:
+          features: `[C, T, F]`, or `[C, L, T, F]` for per-layer activations.
+          mask_CT: bool, True at real tokens.
+          iterative: run the aggregator on one layer's feature after the other (small peak memory) instead of on all at
+            once; the result is the same. Per-layer activations only.
+
+        Returns:
+          `{module: {"A": [C, L, r, d_in], "B": [C, L, r, d_out]}}`, without scale and learned bias.
+        """
+        c = self.config
+        shape = (features.shape[0], c.num_layers, c.num_modules, c.rank, c.latent_size)
+        return self.to_factors(self.embed(features, mask_CT, iterative).reshape(shape))
+
+    def embed(self, features: jax.Array, mask_CT: jax.Array, iterative: bool) -> jax.Array:
+        """Output-query embeddings `[C, L * M * r, Z]`."""
+        if not self.config.per_layer:
+            return self.aggregator(features, mask_CT)
+        C, L, T, F = features.shape
+        if iterative:
+            graphdef, params = nnx.split(self.aggregator)
+            e_LCQZ = jax.lax.map(
+                lambda features_CTF: nnx.merge(graphdef, params)(features_CTF, mask_CT), jnp.swapaxes(features, 0, 1)
+            )
+            return jnp.swapaxes(e_LCQZ, 0, 1).reshape(C, -1, self.config.latent_size)
+        mask_NT = jnp.repeat(mask_CT, L, axis=0)
+        return self.aggregator(features.reshape(C * L, T, F), mask_NT).reshape(C, -1, self.config.latent_size)
+
+    def to_factors(self, e_CLMrZ: jax.Array) -> Factors:
+        """Residual MLPs, unit length, head and learned scalers on the output-query embeddings."""
+        c = self.config
+        for i in range(c.num_pre_head_layers):
+            e_CLMrZ = self.pre_head[str(i)](e_CLMrZ)
+        e32 = e_CLMrZ.astype(jnp.float32)
+        e_CLMrZ = (e32 / jnp.linalg.norm(e32, axis=-1, keepdims=True)).astype(e_CLMrZ.dtype)
+        spec = "clmrz,lzd->clmrd" if c.num_modules == 1 else "clmrz,lmzd->clmrd"
+        rows_CLMrd = jnp.einsum(spec, e_CLMrZ, self.head[...])
+        factors = {}
+        for m, (name, d_in, d_out) in enumerate(zip(c.target_modules, c.d_in, c.d_out, strict=True)):
+            A_CLri, B_CLro = rows_CLMrd[:, :, m, :, :d_in], rows_CLMrd[:, :, m, :, d_in : d_in + d_out]
+            factors[name] = {
+                "A": A_CLri * self.scaler_A[name][...][None, :, :, None],
+                "B": B_CLro * self.scaler_B[name][...][None, :, :, None],
+            }
+        return factors
+
+    def bias(self) -> Factors | None:
+        """The learned adapter that all documents share: `{module: {"A": [L, r, d_in], "B": [L, r, d_out]}}`."""
+        if not self.config.use_bias:
+            return None
+        return {name: {"A": self.bias_A[name][...], "B": self.bias_B[name][...]} for name in self.config.target_modules}
+
+
+def abstract_hypernet(config: HypernetConfig) -> tuple[nnx.GraphDef, Mapping[str, Any]]:
+    """Graph definition and parameter shapes, nothing allocated."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Hypernet(config, nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def init_hypernet(config: HypernetConfig, seed: int) -> Mapping[str, Any]:
+    """Float32 parameters of a fresh hypernetwork, a pure function of config and seed."""
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.state(Hypernet(config, nnx.Rngs(params=key))))
+
+    return jax.jit(init)(jax.random.key(seed))
