@@ -1,0 +1,174 @@
+"""The adapter: what a document becomes, a LoRA for every target layer and module.
+
+Letters: L layers, C contexts, K chunks of a context, N chunks of all contexts, r rank of one chunk, R = (K + 1) r or K r
+composed rank, Q queries, i and o input and output width of a module.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from d2l.errors import UserError
+from d2l.files import atomic_folder
+
+Factors = dict[str, dict[str, jax.Array]]
+FORMAT = "d2l-adapter-1"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """LoRA weights of C contexts: y = W x + scale * B^T (A x) (SPEC 4).
+
+    Attributes:
+      factors: `{module: {"A": [L, C, R, d_in], "B": [L, C, R, d_out]}}`; rows past a context's own rank are zero.
+      ranks: int32 `[C]`, rows that each context really uses.
+      scale: s, already multiplied by any user factor.
+      target_name, target_hash: the language model that the adapter was made for.
+    """
+
+    factors: Factors
+    ranks: jax.Array
+    scale: float = dataclasses.field(metadata={"static": True})
+    target_name: str = dataclasses.field(default="", metadata={"static": True})
+    target_hash: str = dataclasses.field(default="", metadata={"static": True})
+
+    @property
+    def num_contexts(self) -> int:
+        return self.ranks.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """Padded rank R."""
+        return next(iter(self.factors.values()))["A"].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all factors, padding included."""
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(self.factors))
+
+    def select(self, contexts_Q: jax.Array | np.ndarray) -> "Adapter":
+        """The adapters of the given contexts, in that order; a context may serve several queries."""
+        index = jnp.asarray(contexts_Q)
+        factors = jax.tree.map(lambda a: jnp.take(a, index, axis=1), self.factors)
+        return dataclasses.replace(self, factors=factors, ranks=jnp.take(self.ranks, index))
+
+    def scaled(self, factor: float) -> "Adapter":
+        """The same adapter, `factor` times as strong; 0 gives the target back."""
+        return dataclasses.replace(self, scale=self.scale * factor)
+
+    def for_decoder(self, dtype: jnp.dtype | None = None) -> Factors:
+        """The form that the decoder takes: B multiplied by the scale."""
+
+        def cast(a):
+            return a if dtype is None else a.astype(dtype)
+
+        return {name: {"A": cast(ab["A"]), "B": cast(ab["B"] * self.scale)} for name, ab in self.factors.items()}
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Write `adapter.safetensors` and `adapter.json`; an interrupted save leaves an earlier one whole."""
+        tensors = {f"{name}.{key}": np.asarray(a) for name, ab in self.factors.items() for key, a in ab.items()}
+        description = {
+            "format": FORMAT,
+            "target": {"name": self.target_name, "weights_hash": self.target_hash},
+            "scale": self.scale,
+            "ranks": np.asarray(self.ranks).tolist(),
+        }
+        with atomic_folder(folder) as new:
+            safetensors.numpy.save_file(tensors, new / "adapter.safetensors")
+            (new / "adapter.json").write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path, *, target_hash: str | None = None) -> "Adapter":
+        """Read what `save` wrote.
+
+        Args:
+          target_hash: hash of the weights that the adapter is to be used with; None skips the comparison.
+
+        Raises:
+          UserError: files missing, damaged or of another kind, or an adapter made for another target.
+        """
+        folder = pathlib.Path(folder)
+        try:
+            description = json.loads((folder / "adapter.json").read_text())
+            tensors = safetensors.numpy.load_file(folder / "adapter.safetensors")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{folder} holds no adapter ({pathlib.Path(error.filename or folder).name} is missing): give a folder "
+                "that `d2l internalize --out` wrote."
+            ) from error
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise UserError(f"the adapter in {folder} is damaged ({error}): make it again.") from error
+        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            raise UserError(f"{folder}/adapter.json is not of format {FORMAT}: make the adapter again.")
+        target = description["target"]
+        if target_hash is not None and target["weights_hash"] != target_hash:
+            raise UserError(
+                f"the adapter in {folder} was made for {target['name']} (weights {target['weights_hash'][:12]}), the "
+                f"loaded target has weights {target_hash[:12]}: load that target or internalize the document again."
+            )
+        factors: Factors = {}
+        for key, array in sorted(tensors.items()):
+            name, _, kind = key.rpartition(".")
+            factors.setdefault(name, {})[kind] = jnp.asarray(array)
+        if not factors or any(set(ab) != {"A", "B"} for ab in factors.values()):
+            raise UserError(f"the adapter in {folder} lacks A or B factors: make it again.")
+        ranks = jnp.asarray(description["ranks"], jnp.int32)
+        return cls(factors, ranks, description["scale"], target["name"], target["weights_hash"])
+
+
+def compose(
+    chunks: Factors,
+    context_N: jax.Array,
+    slot_N: jax.Array,
+    *,
+    num_contexts: int,
+    max_chunks: int,
+    bias: Factors | None,
+) -> tuple[Factors, jax.Array]:
+    """Concatenate the chunks of each context along the rank, then append the learned bias once (SPEC 4).
+
+    Args:
+      chunks: `{module: {"A": [N, L, r, d_in], "B": [N, L, r, d_out]}}`.
+      context_N: int32, the context of each chunk; negative for padding chunks, which vanish.
+      slot_N: int32, the place of each chunk in its context, 0..K-1.
+      bias: `{module: {"A": [L, r, d_in], "B": [L, r, d_out]}}` or None.
+
+    Returns:
+      Factors `[L, C, R, d]` with R = (max_chunks + 1) r (without bias max_chunks r), and the ranks `[C]` in use.
+    """
+    context_N = jnp.where(context_N < 0, num_contexts, context_N)
+    counts_C = jnp.zeros(num_contexts, jnp.int32).at[context_N].add(1, mode="drop")
+    rank = next(iter(chunks.values()))["A"].shape[2]
+    slots = max_chunks + (bias is not None)
+
+    def place(chunk_NLrd, bias_Lrd):
+        N, L, r, d = chunk_NLrd.shape
+        out_CKLrd = jnp.zeros((num_contexts, slots, L, r, d), chunk_NLrd.dtype)
+        out_CKLrd = out_CKLrd.at[context_N, slot_N].set(chunk_NLrd, mode="drop")
+        if bias_Lrd is not None:
+            rows_CLrd = jnp.broadcast_to(bias_Lrd.astype(out_CKLrd.dtype)[None], (num_contexts, L, r, d))
+            out_CKLrd = out_CKLrd.at[jnp.arange(num_contexts), counts_C].set(rows_CLrd)
+        return out_CKLrd.transpose(2, 0, 1, 3, 4).reshape(L, num_contexts, slots * r, d)
+
+    factors = {
+        name: {key: place(a, None if bias is None else bias[name][key]) for key, a in ab.items()}
+        for name, ab in chunks.items()
+    }
+    return factors, (counts_C + (bias is not None)) * rank
+
+
+def merge(params: dict, adapter: Adapter, context: int = 0) -> dict:
+    """Stacked target parameters with W + s B^T A in place of W for one context; float32 sums, the dtype of W."""
+    layers = {name: dict(value) if isinstance(value, dict) else value for name, value in params["layers"].items()}
+    for name, ab in adapter.factors.items():
+        group = layers["self_attn"] if name in layers["self_attn"] else layers["mlp"]
+        delta_Loi = adapter.scale * jnp.einsum("lro,lri->loi", ab["B"][:, context], ab["A"][:, context])
+        group[name] = (group[name].astype(jnp.float32) + delta_Loi.astype(jnp.float32)).astype(group[name].dtype)
+    return params | {"layers": layers}
