@@ -1,0 +1,71 @@
+"""Distillation losses over the response tokens (SPEC 5), a few rows of the vocabulary at a time.
+
+Letters: N response tokens of the batch, D hidden, V vocabulary, k teacher tokens kept.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from d2l.adapter import Factors
+
+TEACHER_TOP_K = 16
+ROWS = 512
+
+Unembed = Callable[[jax.Array], jax.Array]
+
+
+def by_rows(function: Callable, x_ND: jax.Array, targets: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """`function(x, *targets)` over blocks of at most `ROWS` rows, recomputed in the backward pass.
+
+    Only one block of logits `[ROWS, V]` exists at a time, in the forward and in the backward pass.
+    """
+    N = x_ND.shape[0]
+    if N <= ROWS:
+        return function(x_ND, *targets)
+    blocks = -(-N // ROWS)
+
+    def fold(a):
+        return jnp.pad(a, ((0, blocks * ROWS - N),) + ((0, 0),) * (a.ndim - 1)).reshape(blocks, ROWS, *a.shape[1:])
+
+    out = jax.lax.map(lambda args: jax.checkpoint(function)(*args), tuple(map(fold, (x_ND, *targets))))
+    return jax.tree.map(lambda a: a.reshape(blocks * ROWS, *a.shape[2:])[:N], out)
+
+
+def cross_entropy(unembed: Unembed, x_ND: jax.Array, tokens_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log p(token) and whether it is the likeliest, float32 `[N]` each."""
+
+    def rows(x, tokens):
+        logits = unembed(x)
+        logp = jax.nn.log_softmax(logits, axis=-1)
+        hit = jnp.argmax(logits, axis=-1) == tokens
+        return -jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0], hit.astype(jnp.float32)
+
+    return by_rows(rows, x_ND, (tokens_N,))
+
+
+def teacher_top_k(unembed: Unembed, x_ND: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The teacher's likeliest tokens int32 `[N, k]` and their log-probabilities over the full vocabulary."""
+
+    def rows(x):
+        logp, tokens = jax.lax.top_k(jax.nn.log_softmax(unembed(x), axis=-1), TEACHER_TOP_K)
+        return tokens, logp
+
+    return by_rows(rows, x_ND, ())
+
+
+def kl(unembed: Unembed, x_ND: jax.Array, teacher_tokens_Nk: jax.Array, teacher_logp_Nk: jax.Array) -> jax.Array:
+    """-sum_k p_k log q_k with the teacher's p not renormalised, float32 `[N]`: the KL up to the teacher's entropy."""
+
+    def rows(x, tokens, logp):
+        logq = jnp.take_along_axis(jax.nn.log_softmax(unembed(x), axis=-1), tokens, axis=-1)
+        return (-jnp.sum(jnp.exp(logp) * logq, axis=-1),)
+
+    return by_rows(rows, x_ND, (teacher_tokens_Nk, teacher_logp_Nk))[0]
+
+
+def l1(factors: Factors) -> jax.Array:
+    """Mean over modules of mean|A| + mean|B| of the composed adapter, padding included."""
+    terms = [jnp.mean(jnp.abs(ab["A"])) + jnp.mean(jnp.abs(ab["B"])) for ab in factors.values()]
+    return jnp.mean(jnp.stack(terms))
