@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.target = ""  # the default target
     config.init = ""  # a hypernet folder to start from
     config.seed = 0
-    config.dtype = "float32"
+    config.dtype = "bfloat16"
     config.save_dtype = "bfloat16"
     config.loss = "ce"
     config.l1 = 0.0
@@ -43,12 +43,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.lr_multipliers = ml_collections.ConfigDict({"scaler_B": 0.2})
     config.optimizer = ml_collections.ConfigDict({"b2": 0.95, "clip": 0.3})
 
-    stage = {"warmup": 10, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 2048}
+    stage = {"warmup": 10, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 2048, "contexts": 32, "min_tokens": 0}
     config.stages = ml_collections.ConfigDict(
         {
-            "needle": stage | {"order": 0, "steps": 250, "contexts": 32, "min_tokens": 0, "max_tokens": 0},
-            "haystack": stage
-            | {"order": 1, "steps": 80, "contexts": 32, "min_tokens": 0, "max_tokens": 256, "lr_factor": 0.67},
+            "needle": stage | {"order": 0, "steps": 250, "max_tokens": 0},
+            "haystack": stage | {"order": 1, "steps": 220, "max_tokens": 256, "lr_factor": 0.67},
+            "long": stage | {"order": 2, "steps": 40, "max_tokens": 1024, "lr_factor": 0.3},
         }
     )
     return config
