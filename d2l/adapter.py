@@ -1,7 +1,7 @@
 """The adapter: what a document becomes, a LoRA for every target layer and module.
 
-Letters: L layers, C contexts, K chunks of a context, N chunks of all contexts, r rank of one chunk, R = (K + 1) r or K r
-composed rank, Q queries, i and o input and output width of a module.
+Letters: L layers, C contexts, K chunks of a context, N chunks of all contexts, r rank of one chunk, R = (K + 1) r or
+K r composed rank, Q queries, i and o input and output width of a module.
 """
 
 import dataclasses
@@ -143,25 +143,45 @@ def compose(
     Returns:
       Factors `[L, C, R, d]` with R = (max_chunks + 1) r (without bias max_chunks r), and the ranks `[C]` in use.
     """
-    context_N = jnp.where(context_N < 0, num_contexts, context_N)
-    counts_C = jnp.zeros(num_contexts, jnp.int32).at[context_N].add(1, mode="drop")
     rank = next(iter(chunks.values()))["A"].shape[2]
     slots = max_chunks + (bias is not None)
-
-    def place(chunk_NLrd, bias_Lrd):
-        N, L, r, d = chunk_NLrd.shape
-        out_CKLrd = jnp.zeros((num_contexts, slots, L, r, d), chunk_NLrd.dtype)
-        out_CKLrd = out_CKLrd.at[context_N, slot_N].set(chunk_NLrd, mode="drop")
-        if bias_Lrd is not None:
-            rows_CLrd = jnp.broadcast_to(bias_Lrd.astype(out_CKLrd.dtype)[None], (num_contexts, L, r, d))
-            out_CKLrd = out_CKLrd.at[jnp.arange(num_contexts), counts_C].set(rows_CLrd)
-        return out_CKLrd.transpose(2, 0, 1, 3, 4).reshape(L, num_contexts, slots * r, d)
-
-    factors = {
-        name: {key: place(a, None if bias is None else bias[name][key]) for key, a in ab.items()}
+    buffer = {
+        name: {key: jnp.zeros((a.shape[1], num_contexts, slots * rank, a.shape[3]), a.dtype) for key, a in ab.items()}
         for name, ab in chunks.items()
     }
+    factors = place(buffer, chunks, context_N, slot_N)
+    counts_C = jnp.zeros(num_contexts, jnp.int32).at[_drop_negative(context_N, num_contexts)].add(1, mode="drop")
+    if bias is not None:
+        factors = place_bias(factors, bias, counts_C)
     return factors, (counts_C + (bias is not None)) * rank
+
+
+def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Array) -> Factors:
+    """Write chunks `[N, L, r, d]` into rows slot * r .. slot * r + r - 1 of their contexts in `[L, C, R, d]`.
+
+    Chunks of a negative context are dropped.
+    """
+
+    def write(buffer_LCRd, chunk_NLrd):
+        C, r = buffer_LCRd.shape[1], chunk_NLrd.shape[2]
+        rows_Nr = slot_N[:, None] * r + jnp.arange(r)[None, :]
+        index_N1 = _drop_negative(context_N, C)[:, None]
+        chunk_LNrd = jnp.swapaxes(chunk_NLrd, 0, 1).astype(buffer_LCRd.dtype)
+        return buffer_LCRd.at[:, index_N1, rows_Nr].set(chunk_LNrd, mode="drop")
+
+    return jax.tree.map(write, buffer, chunks)
+
+
+def place_bias(buffer: Factors, bias: Factors, counts_C: jax.Array) -> Factors:
+    """Append the learned bias `[L, r, d]` to every context, after its `counts_C` chunks."""
+    C = counts_C.shape[0]
+    copies = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (C, *a.shape)), bias)
+    return place(buffer, copies, jnp.arange(C), counts_C)
+
+
+def _drop_negative(index_N: jax.Array, size: int) -> jax.Array:
+    """Negative indices moved past the end, where a scatter drops them."""
+    return jnp.where(index_N < 0, size, index_N)
 
 
 def merge(params: dict, adapter: Adapter, context: int = 0) -> dict:

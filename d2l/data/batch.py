@@ -11,9 +11,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from d2l.data.chunk import draw_num_chunks, split_into
+from d2l.data.chunk import draw_num_chunks
 from d2l.data.niah import NEEDLE, QUESTION, make_needle
 from d2l.errors import UserError
+from d2l.hypernet.chunk import split_into
 from d2l.target.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]

@@ -152,7 +152,8 @@ class Aggregator(nnx.Module):
     """Features to output-query embeddings (paper section 3; SPEC 3).
 
     `perceiver`: features -> N latents -> output queries. `direct`: the output queries attend to the features
-    themselves, in `num_blocks` layers. There are M*r output queries for a feature of one layer, L*M*r for one of the whole target.
+    themselves, in `num_blocks` layers. There are M*r output queries for a feature of one layer, L*M*r for one of the
+    whole target.
     """
 
     def __init__(self, config: HypernetConfig, rngs: nnx.Rngs):

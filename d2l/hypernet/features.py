@@ -20,7 +20,7 @@ def check_encoder(config: HypernetConfig, encoder: TargetConfig) -> None:
     if config.per_layer and (config.ctx_encoder_last_layer or layers) != config.num_layers:
         raise UserError(
             f"the context encoder yields {config.ctx_encoder_last_layer or layers} per-layer features, the "
-            f"hypernetwork writes adapters for {config.num_layers} layers: set ctx_encoder_last_layer to {config.num_layers}."
+            f"hypernetwork writes adapters for {config.num_layers} layers: set ctx_encoder_last_layer to that."
         )
     needed = config.layer_idx if config.features == "early_exit" else (config.ctx_encoder_last_layer or 0)
     if needed > layers:

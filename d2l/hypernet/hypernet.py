@@ -85,7 +85,8 @@ class Hypernet(nnx.Module):
             )
             self.bias_B = nnx.Dict({name: nnx.Param(jnp.zeros((L, r, o))) for name, (_, o) in sizes.items()})
         self.scaler_A = nnx.Dict({name: nnx.Param(jnp.ones((L, r))) for name in sizes})
-        self.scaler_B = nnx.Dict({name: nnx.Param(jnp.full((L, r), config.scaler_b_init, jnp.float32)) for name in sizes})
+        init_B = jnp.float32(config.scaler_b_init)  # typed: a weak type would make the second step compile again
+        self.scaler_B = nnx.Dict({name: nnx.Param(jnp.full((L, r), init_B)) for name in sizes})
 
     def __call__(self, features: jax.Array, mask_CT: jax.Array, *, iterative: bool = False) -> Factors:
         """LoRA factors of every chunk.

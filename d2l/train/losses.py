@@ -67,5 +67,8 @@ def kl(unembed: Unembed, x_ND: jax.Array, teacher_tokens_Nk: jax.Array, teacher_
 
 def l1(factors: Factors) -> jax.Array:
     """Mean over modules of mean|A| + mean|B| of the composed adapter, padding included."""
-    terms = [jnp.mean(jnp.abs(ab["A"]), dtype=jnp.float32) + jnp.mean(jnp.abs(ab["B"]), dtype=jnp.float32) for ab in factors.values()]
-    return jnp.mean(jnp.stack(terms))
+
+    def size(a):
+        return jnp.mean(jnp.abs(a), dtype=jnp.float32)
+
+    return jnp.mean(jnp.stack([size(ab["A"]) + size(ab["B"]) for ab in factors.values()]))

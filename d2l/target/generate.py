@@ -1,0 +1,219 @@
+"""Sampling from the target: one compiled prefill per length bucket, one compiled decode step, KV cache.
+
+Letters: B rows, T tokens, S cache slots, R adapter rank, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from d2l.errors import UserError
+from d2l.target.config import TargetConfig
+from d2l.target.decoder import Decoder, Params, abstract_decoder, init_cache, unstack, unstack_params
+
+PREFILL_PIECE = 2048  # longer prompts go through the decoder in pieces of this many tokens
+
+
+def bucket(size: int, smallest: int = 1) -> int:
+    """The next of smallest * (4, 5, 6, 7) / 4 * 2^n: few shapes to compile for, at most a fifth of each unused.
+
+    Below 4 * `smallest` the buckets are its multiples.
+    """
+    units = -(-size // smallest)
+    step = 1 << max(units - 1, 1).bit_length() - 3 if units > 4 else 1
+    return -(-units // step) * step * smallest
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+      temperature: 0 takes the likeliest token; otherwise logits are divided by it.
+      top_k: draw among the k likeliest tokens only; 0 is no limit.
+      top_p: draw among the likeliest tokens that together hold this probability, in (0, 1].
+      seed: two runs with the same seed and the same rows draw the same tokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.temperature >= 0:
+            raise UserError(f"temperature is {self.temperature}: give 0 (greedy) or more.")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}: give 0 (no limit) or more.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: give a probability in (0, 1].")
+
+
+def sample(logits_BV: jax.Array, sampling: dict[str, jax.Array] | None, positions_B: jax.Array) -> jax.Array:
+    """Next tokens int32 `[B]`; `sampling` None is greedy.
+
+    Every row and position draws from a key of its own, so a row does not depend on how far the others are.
+    """
+    if sampling is None:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    V = logits_BV.shape[-1]
+    sorted_BV, order_BV = jax.lax.top_k(logits_BV / sampling["temperature"], V)
+    before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1) - jax.nn.softmax(sorted_BV, axis=-1)
+    limit = jnp.where(sampling["top_k"] > 0, sampling["top_k"], V)
+    kept_BV = (jnp.arange(V)[None, :] < limit) & (before_BV < sampling["top_p"])
+    sorted_BV = jnp.where(kept_BV, sorted_BV, -jnp.inf)
+
+    def draw(row, position, logits_V):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(sampling["seed"]), row), position)
+        return jax.random.categorical(key, logits_V)
+
+    place_B = jax.vmap(draw)(jnp.arange(logits_BV.shape[0]), positions_B, sorted_BV)
+    return jnp.take_along_axis(order_BV, place_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+class Generator:
+    """Continues prompts with a frozen target.
+
+    Args:
+      params: of a stacked decoder; the layers are taken apart once, since that decodes faster on a CPU.
+    """
+
+    def __init__(self, config: TargetConfig, params: Params):
+        self.config = config
+        self.params = unstack_params(params, config.num_hidden_layers)
+        self.dtype = params["embed_tokens"].dtype
+        self._graphdef = abstract_decoder(config, stacked=False)[0]
+
+        def run(params, cache, tokens_BT, positions_BT, last_B, adapter, sampling, *, fresh):
+            decoder: Decoder = nnx.merge(self._graphdef, params)
+            x_BTD, cache, _ = decoder.run_blocks(
+                decoder.embed(tokens_BT), positions_BT=positions_BT, cache=cache, adapter=adapter, fresh=fresh
+            )
+            x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+            logits_BV = decoder.unembed(decoder.final_norm(x_BD))
+            positions_B = jnp.take_along_axis(positions_BT, last_B[:, None], axis=1)[:, 0]
+            return sample(logits_BV, sampling, positions_B), cache
+
+        self._prefill = jax.jit(functools.partial(run, fresh=True), donate_argnums=1)
+        self._continue = jax.jit(functools.partial(run, fresh=False), donate_argnums=1)
+
+    def cache_nbytes(self, tokens: int) -> int:
+        """Bytes of the KV cache of one row of `tokens` tokens."""
+        c = self.config
+        return 2 * c.num_hidden_layers * tokens * c.num_key_value_heads * c.head_dim * self.dtype.itemsize
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        stop_ids: Sequence[int] = (),
+        adapter: Any = None,
+        sampling: Sampling | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[list[int]]:
+        """Token ids that follow each prompt, without the stop token.
+
+        Args:
+          prompts: token ids, rows of any length above 0.
+          adapter: `{module: {"A": [L, B or 1, R, d_in], "B": [L, B or 1, R, d_out]}}`, scale folded into B.
+          on_token: called with (row, id) as tokens come, stop tokens excluded.
+        """
+        out: list[list[int]] = [[] for _ in prompts]
+        for row, token in self.stream(
+            prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids, adapter=adapter, sampling=sampling
+        ):
+            out[row].append(token)
+            if on_token is not None:
+                on_token(row, token)
+        return out
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        stop_ids: Sequence[int] = (),
+        adapter: Any = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """Yields (row, id) as tokens come; arguments as in `generate`."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {max_new_tokens}: give 1 or more.")
+        if not prompts or not all(map(len, prompts)):
+            raise UserError("a prompt is empty: give at least one token for each.")
+        # ---- shapes: rows, prompt and cache in buckets; rows added for the bucket repeat the last one
+        count, rows = len(prompts), bucket(len(prompts))
+        lengths = np.array([len(prompt) for prompt in prompts] + [len(prompts[-1])] * (rows - count), np.int32)
+        width = bucket(int(lengths.max()), 32)
+        tokens = np.zeros((rows, width), np.int32)
+        for row in range(rows):
+            tokens[row, : lengths[row]] = prompts[min(row, count - 1)]
+        slots = bucket(max(width, int(lengths.max()) + max_new_tokens), 32)
+        adapter = self._fit(adapter, rows)
+        options = None
+        if sampling is not None and sampling.temperature > 0:
+            options = {name: jnp.asarray(value) for name, value in dataclasses.asdict(sampling).items()}
+
+        # ---- prefill
+        next_B, cache = self._read(tokens, lengths, slots, adapter, options)
+
+        # ---- decode, one token a step
+        positions = lengths.copy()
+        open_rows = set(range(count))
+        for produced in range(1, max_new_tokens + 1):
+            ids = np.asarray(next_B)
+            for row in sorted(open_rows):
+                if ids[row] in stop_ids:
+                    open_rows.discard(row)
+                else:
+                    yield row, int(ids[row])
+            if not open_rows or produced == max_new_tokens:
+                return
+            next_B, cache = self._continue(
+                self.params, cache, next_B[:, None], positions[:, None], np.zeros(rows, np.int32), adapter, options
+            )
+            positions = positions + 1  # a new array: the step still reads the old one
+
+    def _read(
+        self, tokens: np.ndarray, lengths: np.ndarray, slots: int, adapter: Any, options: Any
+    ) -> tuple[jax.Array, Any]:
+        """Prefill: the token after each prompt, and the cache.
+
+        Rows are padded on the right: what padding writes into the cache lies after a row's last token, where decoding
+        overwrites it before any query sees it.
+        """
+        rows, width = tokens.shape
+        cache = init_cache(self.config, rows, slots, self.dtype, stacked=False)
+        if width <= PREFILL_PIECE:
+            positions = np.broadcast_to(np.arange(width, dtype=np.int32), (rows, width))
+            return self._prefill(self.params, cache, tokens, positions, lengths - 1, adapter, options)
+        chosen = jnp.zeros(rows, jnp.int32)
+        for start in range(0, width, PREFILL_PIECE):
+            piece = tokens[:, start : start + PREFILL_PIECE]
+            piece = np.pad(piece, ((0, 0), (0, PREFILL_PIECE - piece.shape[1])))
+            # Positions past the cache are dropped when they are written.
+            positions = np.broadcast_to(np.arange(start, start + PREFILL_PIECE, dtype=np.int32), piece.shape)
+            last = np.clip(lengths - 1 - start, 0, PREFILL_PIECE - 1)
+            next_B, cache = self._continue(self.params, cache, piece, positions, last, adapter, options)
+            ends_here = (lengths - 1 >= start) & (lengths - 1 < start + PREFILL_PIECE)
+            chosen = jnp.where(ends_here, next_B, chosen)
+        return chosen, cache
+
+    def _fit(self, adapter: Any, rows: int) -> Any:
+        """The adapter layer by layer, its rank and rows padded to a bucket."""
+        if adapter is None:
+            return None
+        contexts, rank = next(iter(adapter.values()))["A"].shape[1:3]
+
+        def pad(array):
+            more = 0 if contexts == 1 else rows - contexts
+            return jnp.pad(array, ((0, 0), (0, more), (0, bucket(rank) - rank), (0, 0)))
+
+        return unstack(jax.tree.map(pad, adapter), self.config.num_hidden_layers)
