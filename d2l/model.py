@@ -232,15 +232,28 @@ class DocToLora:
         one = isinstance(prompts, str) or bool(prompts and isinstance(prompts[0], dict))
         prompts = [prompts] if one else prompts
         ids = [self._prompt_ids(prompt, max_new_tokens) for prompt in prompts]
-        out = self.generator.generate(
-            ids,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.tokenizer.eos_ids,
-            adapter=self._for_queries(adapter, contexts, len(ids)),
-            sampling=Sampling(temperature, top_k, top_p, seed),
-        )
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        out = self.generate_ids(ids, adapter, contexts=contexts, max_new_tokens=max_new_tokens, sampling=sampling)
         texts = [self.tokenizer.decode(tokens) for tokens in out]
         return texts[0] if one else texts
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapter: Adapter | None = None,
+        *,
+        contexts: Sequence[int] | None = None,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+    ) -> list[list[int]]:
+        """As `generate`, on token ids, and also past the target's window; stops at the tokenizer's end tokens."""
+        return self.generator.generate(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.tokenizer.eos_ids,
+            adapter=self._for_queries(adapter, contexts, len(prompts)),
+            sampling=sampling,
+        )
 
     def stream(
         self,
@@ -292,7 +305,7 @@ class DocToLora:
                 raise UserError("the question is empty: give a text with words in it.")
             ids = self.tokenizer.user_turn(prompt)
         else:
-            ids = self.tokenizer.apply_chat(prompt)
+            ids = self.tokenizer.apply_chat(self.tokenizer.conversation(prompt))
         window = self.target.config.max_position_embeddings
         if len(ids) + max_new_tokens > window:
             raise UserError(

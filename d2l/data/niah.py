@@ -14,6 +14,7 @@ from d2l.target.tokenizer import Tokenizer
 
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
 NEEDLE = "The special magic number is {}."
+TEST_STREAM = 1
 QUESTION = "What is the special magic number? Reply with only the number."
 
 
@@ -86,8 +87,8 @@ def make_needle(
 def needle_at(
     seed: int, index: int, tokenizer: Tokenizer, min_tokens: int, max_tokens: int, depth: float | None = None
 ) -> Needle:
-    """Needle `index` of the endless data set `seed`: a pure function of both, so that any host can resume anywhere."""
-    return make_needle(np.random.default_rng((seed, index)), tokenizer, min_tokens, max_tokens, depth)
+    """Needle `index` of the endless test set `seed`, a pure function of both; training draws from other streams."""
+    return make_needle(np.random.default_rng((TEST_STREAM, seed, index)), tokenizer, min_tokens, max_tokens, depth)
 
 
 @functools.lru_cache(maxsize=8)

@@ -142,6 +142,22 @@ class Tokenizer:
         prefix, suffix = self.turn_wrapper
         return prefix + self.encode(text) + suffix
 
+    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages after an empty system turn, as in `turn_wrapper`, unless they begin with a system turn."""
+        if messages and messages[0]["role"] == "system":
+            return list(messages)
+        whole = [{"role": "system", "content": ""}, *messages]
+        try:
+            self._render(whole, True)
+        except UserError:
+            return list(messages)
+        return whole
+
+    def document_turn(self, document: str, question: str) -> list[int]:
+        """Ids of the teacher's prompt: document, blank line and question in one user turn."""
+        prefix, suffix = self.turn_wrapper
+        return prefix + self.encode(document) + self.encode("\n\n") + self.encode(question) + suffix
+
     def save(self, folder: str | pathlib.Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, as `from_folder` and transformers read them."""
         folder = pathlib.Path(folder)

@@ -1,0 +1,348 @@
+"""The `d2l` command: parse, call, print. Bad input is one sentence on standard error and exit code 2."""
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from d2l.errors import UserError
+
+CHECKPOINTS = pathlib.Path(__file__).parents[1] / "checkpoints"
+DEFAULT_HYPERNET = CHECKPOINTS / "niah_smollm2"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which nothing here needs
+    args, rest = _parser().parse_known_args(argv)
+    if rest and args.command != "train":
+        print(f"d2l {args.command}: unknown argument {rest[0]!r}: see d2l {args.command} --help.", file=sys.stderr)
+        return 2
+    args.rest = rest
+    try:
+        return args.run(args) or 0
+    except UserError as error:
+        print(f"d2l: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"d2l: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="d2l", description="Doc-to-LoRA: documents as LoRA weights, in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str, *, model: bool = True, document: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if model:
+            sub.add_argument("--target", help="model folder, .gguf file or hub name (default: SmolLM2-135M-Instruct)")
+            sub.add_argument("--ctx-encoder", help="the model that reads documents, where it is another")
+            sub.add_argument("--hypernet", help="hypernetwork folder (default: the shipped one)")
+            sub.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
+        if document:
+            sub.add_argument("--max-chunk-len", type=int, help="tokens of a chunk (default: what the card says)")
+        return sub
+
+    sub = command("demo", demo, "answer about a document in three ways, with times and bytes", document=True)
+    sub.add_argument("--document", help="text file to read instead of a haystack with a needle")
+    sub.add_argument("--question", help="what to ask about --document")
+    sub.add_argument("--tokens", type=int, default=1024, help="length of the haystack")
+    sub.add_argument("--seed", type=int, default=0, help="which haystack")
+    sub.add_argument("--max-new-tokens", type=int, default=48)
+
+    sub = command("internalize", internalize, "write the adapter of one or several documents", document=True)
+    sub.add_argument("documents", nargs="+", help="text files, or - for standard input")
+    sub.add_argument("--out", required=True, help="adapter folder to write")
+
+    sub = command("ask", ask, "answer questions with an adapter")
+    sub.add_argument("questions", nargs="+")
+    _add_answering(sub)
+
+    sub = command("chat", chat, "talk with an adapter, line by line")
+    _add_answering(sub)
+
+    sub = command("train", train, "train what a config describes; the same command again resumes", model=False)
+    sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.lr=1e-4")
+    sub.add_argument("--workdir", required=True, help="checkpoints, logs and the result go here")
+
+    sub = command("import-checkpoint", import_checkpoint, "convert a checkpoint of the PyTorch release", model=False)
+    sub.add_argument("checkpoint", help="pytorch_model.bin")
+    sub.add_argument("--base", required=True, help="the target it was trained for")
+    sub.add_argument("--out", required=True, help="hypernetwork folder to write")
+
+    sub = command("niah", niah, "write a needle-in-a-haystack data set as JSON lines", model=False)
+    sub.add_argument("--target", help="whose tokenizer counts the tokens")
+    sub.add_argument("--out", required=True)
+    sub.add_argument("--samples", type=int, default=200)
+    sub.add_argument("--lengths", default="32-256", help="tokens, as 32-256")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("eval", evaluate, "measure how well methods answer", document=True)
+    sub.add_argument("--tasks", default="niah")
+    sub.add_argument("--methods", default="d2l,in_context,no_context")
+    sub.add_argument("--lengths", default="32-256", help="ranges of tokens, as 32-256,1024-2048")
+    sub.add_argument("--samples", type=int, default=200)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _add_answering(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--adapter", help="folder written by d2l internalize; without it the target answers alone")
+    sub.add_argument("--context", type=int, help="which document of an adapter of several, from 0")
+    sub.add_argument("--scale", type=float, default=1.0, help="strength of the adapter")
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--temperature", type=float, default=0.0)
+    sub.add_argument("--top-k", type=int, default=0)
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def demo(args: argparse.Namespace) -> None:
+    if (args.document is None) != (args.question is None):
+        raise UserError("--document and --question go together: give both, or none for the built-in haystack.")
+    from d2l.data.niah import needle_at
+    from d2l.experiments.demo import compare, table
+
+    document = None if args.document is None else _read(args.document)
+    model = _load(args, hypernet=True)
+    if document is None:
+        needle = needle_at(args.seed, 0, model.tokenizer, args.tokens - args.tokens // 16, args.tokens)
+        document, question = needle.document, needle.question
+        place = next(line for line in document.splitlines() if needle.answer in line)
+        print(f"A haystack of {needle.length:,} tokens; at {needle.depth:.0%} of it stands: {place}")
+    else:
+        question = args.question
+        print(f"{args.document}: {len(model.tokenizer.encode(document)):,} tokens")
+    print(f"Question: {question}\n", flush=True)
+    lines = compare(model, document, question, max_new_tokens=args.max_new_tokens, max_chunk_len=args.max_chunk_len)
+    print(table(lines))
+    if len(lines) == 2:
+        print(f"\nIn context: does not fit the window of {model.target.config.max_position_embeddings:,} tokens.")
+    print("\nD2L answered with the document absent: only the adapter, made in one forward pass, knows it.")
+
+
+def internalize(args: argparse.Namespace) -> None:
+    texts = [_read(name) for name in args.documents]
+    model = _load(args, hypernet=True)
+    began = time.perf_counter()
+    adapter = model.internalize(texts, max_chunk_len=args.max_chunk_len)
+    adapter.save(args.out)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(model.tokenizer.encode(text)) for text in texts)
+    print(
+        f"{args.out}: {adapter.num_contexts} document(s), {tokens:,} tokens, rank {adapter.rank}, "
+        f"{adapter.nbytes / 1e6:,.1f} MB, {seconds:.1f} s"
+    )
+
+
+def ask(args: argparse.Namespace) -> None:
+    model, adapter = _load_answering(args)
+    contexts = None if args.context is None else [args.context] * len(args.questions)
+    for answer in model.generate(args.questions, adapter, contexts=contexts, **_sampling(args)):
+        print(answer)
+
+
+def chat(args: argparse.Namespace) -> None:
+    model, adapter = _load_answering(args)
+    messages: list[dict[str, str]] = []
+    if sys.stdin.isatty():
+        print("Ask; an empty line or end of file ends the chat.")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        messages.append({"role": "user", "content": line})
+        answer = ""
+        for piece in model.stream(messages, adapter, context=args.context, **_sampling(args)):
+            answer += piece
+            print(piece, end="", flush=True)
+        print(flush=True)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def train(args: argparse.Namespace) -> None:
+    config = _read_config(args.config, args.rest)
+    from d2l.train.loop import train as train_hypernet
+
+    kind = config.get("kind", "hypernet")
+    if kind == "hypernet":
+        metrics = train_hypernet(config, args.workdir)
+    elif kind == "target":
+        from d2l.train.pretrain import train_target
+
+        metrics = train_target(config, args.workdir)
+    else:
+        raise UserError(f"{args.config} has kind {kind!r}: it must be hypernet or target.")
+    print(json.dumps({name: round(value, 5) for name, value in (metrics or {}).items()}))
+
+
+def import_checkpoint(args: argparse.Namespace) -> None:
+    from d2l.hypernet.release import import_checkpoint as convert
+
+    convert(pathlib.Path(args.checkpoint), args.base, pathlib.Path(args.out))
+    print(f"{args.out}: hypernetwork written")
+
+
+def niah(args: argparse.Namespace) -> None:
+    from d2l.data.niah import write_dataset
+
+    ((low, high),) = _lengths(args.lengths, one=True)
+    if args.samples < 1:
+        raise UserError(f"--samples is {args.samples}: give 1 or more.")
+    tokenizer = _target_tokenizer(args.target)
+    write_dataset(args.out, tokenizer, samples=args.samples, min_tokens=low, max_tokens=high, seed=args.seed)
+    print(f"{args.out}: {args.samples} needles of {low}-{high} tokens")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from d2l.experiments.niah import METHODS
+    from d2l.experiments.niah import evaluate as evaluate_niah
+
+    if args.tasks != "niah":
+        raise UserError(f"there is no task {args.tasks!r}: the only one is niah.")
+    methods = args.methods.split(",")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"there is no method {unknown[0]!r}: give some of {', '.join(METHODS)}.")
+    lengths = _lengths(args.lengths)
+    rows = evaluate_niah(
+        _load(args, hypernet="d2l" in methods),
+        methods=methods,
+        lengths=lengths,
+        samples=args.samples,
+        seed=args.seed,
+        max_chunk_len=args.max_chunk_len,
+    )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'task':<6}{'method':<12}{'length':<16}{'n':>6}{'exact match':>13}  95 % interval")
+    for row in rows:
+        print(
+            f"{row['task']:<6}{row['method']:<12}{row['length']:<16}{row['n']:>6}{row['exact_match']:>12.1%}  "
+            f"{row['low']:.1%} - {row['high']:.1%}"
+        )
+
+
+# ---------------------------------------------------------------- what commands share
+
+
+def _load(args: argparse.Namespace, *, hypernet: bool) -> Any:
+    """The model of the command's options, with a hypernetwork where one is needed."""
+    folder = None
+    if hypernet:
+        folder = args.hypernet or DEFAULT_HYPERNET
+        if args.hypernet is None and not DEFAULT_HYPERNET.is_dir():
+            raise UserError("the shipped hypernetwork is not beside the package: name one with --hypernet FOLDER.")
+    import d2l
+
+    return d2l.load(args.target, folder, ctx_encoder=args.ctx_encoder, dtype=_dtype(args.dtype))
+
+
+def _load_answering(args: argparse.Namespace) -> tuple[Any, Any]:
+    from d2l.adapter import Adapter
+
+    # Before the model: a folder that holds no adapter should not cost a load.
+    adapter = None if args.adapter is None else Adapter.load(args.adapter).scaled(args.scale)
+    return _load(args, hypernet=False), adapter
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+
+
+def _dtype(name: str) -> str:
+    """`auto` is bfloat16 on accelerators and on CPUs that multiply it in hardware, float32 elsewhere."""
+    if name != "auto":
+        return name
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    try:
+        flags = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _read(name: str) -> str:
+    """A text file, or standard input for `-`."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else pathlib.Path(name).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {name} ({error.strerror}): give a text file.") from error
+    if b"\0" in data:
+        raise UserError(f"{name} is binary, not text: give a UTF-8 text file.")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from error
+    if not text.strip():
+        raise UserError(f"{name} is empty: give a text with words in it.")
+    return text
+
+
+def _lengths(text: str, *, one: bool = False) -> list[tuple[int, int]]:
+    """Ranges like `32-256,1024-2048`."""
+    ranges = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not (dash and low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
+            raise UserError(f"{part!r} is no range of tokens: give lengths like 32-256.")
+        ranges.append((int(low), int(high)))
+    if one and len(ranges) != 1:
+        raise UserError(f"{text!r} has {len(ranges)} ranges: give one, like 32-256.")
+    return ranges
+
+
+def _target_tokenizer(target: str | None) -> Any:
+    from d2l.target.weights import load_target
+
+    tokenizer = load_target(target).tokenizer
+    if tokenizer is None:
+        raise UserError(f"{target} has no tokenizer: give a target that has one.")
+    return tokenizer
+
+
+def _read_config(path: str, overrides: Sequence[str]) -> Any:
+    """The config of a file with `--config.x=` overrides; types are those of the config."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"there is no config {path}: give a file like configs/niah_tiny.py.")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    try:
+        rest = values(["d2l", f"--config={path}", *overrides])
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{path} has no field {error}: override one that stands in it.") from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(f"the config cannot be used ({str(error).strip().splitlines()[0]}): see {path}.") from error
+    if len(rest) > 1:
+        raise UserError(f"unknown argument {rest[1]!r}: override fields of the config as --config.lr=1e-4.")
+    return values.config
+
+
+if __name__ == "__main__":
+    sys.exit(main())
