@@ -234,11 +234,11 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'task':<6}{'method':<12}{'length':<16}{'n':>6}{'exact match':>13}  95 % interval")
+    print(f"{'task':<6}{'method':<12}{'length':<16}{'n':>6}{'exact match':>13}{'contains':>10}  95 % interval")
     for row in rows:
         print(
-            f"{row['task']:<6}{row['method']:<12}{row['length']:<16}{row['n']:>6}{row['exact_match']:>12.1%}  "
-            f"{row['low']:.1%} - {row['high']:.1%}"
+            f"{row['task']:<6}{row['method']:<12}{row['length']:<16}{row['n']:>6}{row['exact_match']:>12.1%}"
+            f"{row['contains']:>10.1%}   {row['low']:.1%} - {row['high']:.1%}"
         )
 
 

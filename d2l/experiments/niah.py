@@ -9,7 +9,7 @@ from d2l.data.niah import Needle, exact_match, needle_at, wilson_interval
 from d2l.errors import UserError
 from d2l.model import DocToLora
 
-ANSWER_TOKENS = 8
+ANSWER_TOKENS = 16
 # Documents answered together; long ones fewer at a time, since each has a KV cache or an adapter of its own.
 BATCH_TOKENS = 8192
 MAX_BATCH = 16
@@ -60,7 +60,8 @@ def evaluate(
       max_chunk_len: tokens of a chunk for `d2l`; None is what the hypernetwork's card says.
 
     Returns:
-      Rows with `task`, `method`, `length`, `n`, `exact_match`, and `low`, `high` of its 95 % Wilson interval.
+      Rows with `task`, `method`, `length`, `n`, `exact_match`, `low` and `high` of its 95 % Wilson interval, and
+      `contains`, the share of replies that hold the answer among other words.
 
     Raises:
       UserError: an unknown method, no samples, a range without needles.
@@ -74,14 +75,14 @@ def evaluate(
         needles = [needle_at(seed, index, model.tokenizer, low, high) for index in range(samples)]
         size = max(1, min(MAX_BATCH, BATCH_TOKENS // high))
         for name in methods:
-            hits = 0
+            hits = named = 0
             for start in tqdm.trange(0, samples, size, desc=f"{name} {low}-{high}", disable=None, leave=False):
                 batch = needles[start : start + size]
                 answers = METHODS[name](model, batch, max_chunk_len)
-                hits += sum(
-                    exact_match(model.tokenizer.decode(ids), needle.answer)
-                    for ids, needle in zip(answers, batch, strict=True)
-                )
+                for ids, needle in zip(answers, batch, strict=True):
+                    text = model.tokenizer.decode(ids)
+                    hits += exact_match(text, needle.answer)
+                    named += needle.answer in text
             interval = wilson_interval(hits, samples)
             rows.append(
                 {
@@ -92,6 +93,7 @@ def evaluate(
                     "exact_match": hits / samples,
                     "low": round(interval[0], 4),
                     "high": round(interval[1], 4),
+                    "contains": named / samples,
                 }
             )
     return rows
