@@ -46,8 +46,8 @@ def apply_rope(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax
 
 def attend(
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKHS: jax.Array,
     *,
     q_index_BT: jax.Array,
     scale: float,
@@ -57,6 +57,8 @@ def attend(
     k_segments_BS: jax.Array | None = None,
 ) -> jax.Array:
     """Grouped-query causal attention.
+
+    Keys end in H and values in S, the axis that each is summed over: a CPU reads both in order, without copies.
 
     Args:
       q_index_BT: int32, the key slot that each query stands in; it sees slots 0..q_index.
@@ -68,14 +70,14 @@ def attend(
     Returns:
       `[B, T, N, H]` in the dtype of q; softmax in float32.
     """
-    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    T, S = q_BTNH.shape[1], k_BKSH.shape[2]
 
     def block(start: int, stop: int, keys: int) -> jax.Array:
         rows = slice(start, stop)
         return _attend_block(
             q_BTNH[:, rows],
-            k_BSKH[:, :keys],
-            v_BSKH[:, :keys],
+            k_BKSH[:, :, :keys],
+            v_BKHS[..., :keys],
             q_index_BT[:, rows],
             scale,
             softcap,
@@ -92,11 +94,15 @@ def attend(
     return jnp.concatenate([block(s, min(s + size, T), min(s + size, T) if S == T else S) for s in starts], axis=1)
 
 
-def _attend_block(q_BTNH, k_BSKH, v_BSKH, q_index_BT, scale, softcap, window, q_segments_BT, k_segments_BS):
+def _attend_block(q_BTNH, k_BKSH, v_BKHS, q_index_BT, scale, softcap, window, q_segments_BT, k_segments_BS):
     B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    logits_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
+    K, S = k_BKSH.shape[1:3]
+    G = N // K
+    batch = ((0, 1), (0, 1))
+    # Queries first, and both sums over the last axes: einsum would put the cache first and transpose the results.
+    q_BKMH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    logits_BKMS = jax.lax.dot_general(q_BKMH, k_BKSH, (((3,), (3,)), batch), preferred_element_type=jnp.float32)
+    logits_BKGTS = logits_BKMS.reshape(B, K, G, T, S) * scale
     if softcap is not None:
         logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
     slots_11S = jnp.arange(S)[None, None, :]
@@ -106,5 +112,6 @@ def _attend_block(q_BTNH, k_BSKH, v_BSKH, q_index_BT, scale, softcap, window, q_
     if q_segments_BT is not None:
         seen_BTS &= q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
     logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, jnp.finfo(jnp.float32).min)
-    probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", probs_BKGTS, v_BSKH).reshape(B, T, N, H)
+    probs_BKMS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BKHS.dtype).reshape(B, K, G * T, S)
+    out_BKMH = jax.lax.dot_general(probs_BKMS, v_BKHS, (((3,), (3,)), batch))
+    return out_BKMH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

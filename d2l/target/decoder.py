@@ -57,6 +57,18 @@ def rms_norm(x: jax.Array, weight: jax.Array, config: TargetConfig) -> jax.Array
     return x32.astype(x.dtype) * weight
 
 
+def write_cache(cache: jax.Array, new: jax.Array, start_B: jax.Array, *, axis: int) -> jax.Array:
+    """`new` in place of the slots from `start_B` on, a start of its own for each row; `axis` is that of a row's slots.
+
+    A scatter on an axis that is not the first would copy the whole cache on a CPU.
+    """
+
+    def write(row, new, start):
+        return jax.lax.dynamic_update_slice_in_dim(row, new, start, axis)
+
+    return jax.vmap(write)(cache, new, start_B)
+
+
 def norm_param(config: TargetConfig, shape: tuple[int, ...]) -> nnx.Param:
     """Weight of an `rms_norm` that starts as the identity."""
     return nnx.Param(jnp.full(shape, 1.0 - config.norm_offset))
@@ -86,16 +98,19 @@ class Attention(nnx.Module):
         if c.qk_norm:
             q_BTNH, k_BTKH = rms_norm(q_BTNH, self.q_norm[...], c), rms_norm(k_BTKH, self.k_norm[...], c)
         q_BTNH, k_BTKH = apply_rope(q_BTNH, *rope), apply_rope(k_BTKH, *rope)
+        k_BKSH, v_BKHS = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 3, 1)
         if cache is not None and mask["fresh"]:
-            cache = {"k": cache["k"].at[:, :T].set(k_BTKH), "v": cache["v"].at[:, :T].set(v_BTKH)}
+            cache = {"k": cache["k"].at[:, :, :T].set(k_BKSH), "v": cache["v"].at[..., :T].set(v_BKHS)}
         elif cache is not None:
-            rows_B1, slots_BT = jnp.arange(B)[:, None], mask["q_index_BT"]
-            k_BTKH = cache["k"].at[rows_B1, slots_BT].set(k_BTKH, mode="drop")
-            v_BTKH = cache["v"].at[rows_B1, slots_BT].set(v_BTKH, mode="drop")
-            cache = {"k": k_BTKH, "v": v_BTKH}
+            start_B = mask["q_index_BT"][:, 0]
+            k_BKSH = write_cache(cache["k"], k_BKSH, start_B, axis=1)
+            v_BKHS = write_cache(cache["v"], v_BKHS, start_B, axis=2)
+            # Without the barrier XLA writes each cache twice, once in place and once into a copy that it reads.
+            k_BKSH, v_BKHS = jax.lax.optimization_barrier((k_BKSH, v_BKHS))
+            cache = {"k": k_BKSH, "v": v_BKHS}
         mask = {name: value for name, value in mask.items() if name != "fresh"}
         o_BTNH = attend(
-            q_BTNH, k_BTKH, v_BTKH, scale=c.query_pre_attn_scalar**-0.5, softcap=c.attn_logit_softcapping, **mask
+            q_BTNH, k_BKSH, v_BKHS, scale=c.query_pre_attn_scalar**-0.5, softcap=c.attn_logit_softcapping, **mask
         )
         return linear(o_BTNH.reshape(B, T, -1), self.o_proj[...], ab("o_proj")), cache
 
@@ -201,11 +216,11 @@ class Decoder(nnx.Module):
 
         Args:
           positions_BT: int32 RoPE positions, default 0..T-1; with a cache also the slots that are written and the
-            causal order. Positions past the last slot are dropped.
+            causal order: consecutive in a row, and within the slots.
           segments_BT: int32, no attention across segments (packed rows, padding); not with a cache.
           adapter: `{module: {"A": [L, B, R, d_in], "B": [L, B, R, d_out]}}`, a row of its own per batch row; with
             unstacked layers a sequence of L such dicts without L.
-          cache: `{"k", "v"}: [L, B, S, K, H]`; with unstacked layers a sequence of L without L.
+          cache: `{"k": [L, B, K, S, H], "v": [L, B, K, H, S]}`; with unstacked layers a sequence of L without L.
           fresh: nothing is in the cache yet and row positions are 0..T-1: attention is over these T tokens alone.
           collect: also return the input of every block that ran.
           remat: recompute blocks in the backward pass.
@@ -284,7 +299,8 @@ def unstack_params(params: Params, count: int) -> Params:
 
 def init_cache(config: TargetConfig, batch: int, slots: int, dtype: jnp.dtype, *, stacked: bool = True) -> Any:
     """Empty KV cache of `slots` tokens per row; bytes = 2 L B S K H itemsize."""
-    shape = (batch, slots, config.num_key_value_heads, config.head_dim)
+    rows, L = (batch, config.num_key_value_heads), config.num_hidden_layers
+    shapes = {"k": (*rows, slots, config.head_dim), "v": (*rows, config.head_dim, slots)}
     if stacked:
-        return {name: jnp.zeros((config.num_hidden_layers, *shape), dtype) for name in ("k", "v")}
-    return [{name: jnp.zeros(shape, dtype) for name in ("k", "v")} for _ in range(config.num_hidden_layers)]
+        return {name: jnp.zeros((L, *shape), dtype) for name, shape in shapes.items()}
+    return [{name: jnp.zeros(shape, dtype) for name, shape in shapes.items()} for _ in range(L)]

@@ -155,7 +155,9 @@ class Generator:
         tokens = np.zeros((rows, width), np.int32)
         for row in range(rows):
             tokens[row, : lengths[row]] = prompts[min(row, count - 1)]
-        slots = bucket(max(width, int(lengths.max()) + max_new_tokens), 32)
+        pieces = -(-width // PREFILL_PIECE)
+        read = width if pieces == 1 else pieces * PREFILL_PIECE
+        slots = bucket(max(read, int(lengths.max()) + max_new_tokens), 32)
         adapter = self._fit(adapter, rows)
         options = None
         if sampling is not None and sampling.temperature > 0:
@@ -198,7 +200,6 @@ class Generator:
         for start in range(0, width, PREFILL_PIECE):
             piece = tokens[:, start : start + PREFILL_PIECE]
             piece = np.pad(piece, ((0, 0), (0, PREFILL_PIECE - piece.shape[1])))
-            # Positions past the cache are dropped when they are written.
             positions = np.broadcast_to(np.arange(start, start + PREFILL_PIECE, dtype=np.int32), piece.shape)
             last = np.clip(lengths - 1 - start, 0, PREFILL_PIECE - 1)
             next_B, cache = self._continue(self.params, cache, piece, positions, last, adapter, options)
