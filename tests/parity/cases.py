@@ -62,8 +62,7 @@ FAMILIES = {
     ),
     "gemma2": (
         "Gemma2Config",
-        _GEMMA
-        | {"tie_word_embeddings": True, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+        _GEMMA | {"tie_word_embeddings": True, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     ),
     "gemma3": ("Gemma3TextConfig", _GEMMA3 | {"tie_word_embeddings": True}),
     "gemma3_untied": ("Gemma3TextConfig", _GEMMA3 | {"tie_word_embeddings": False}),

@@ -1,7 +1,7 @@
 """Our side of the parity check: adapters for the other side to apply, then every comparison.
 
-    python -m tests.parity.ours adapters FOLDER
-    python -m tests.parity.ours compare FOLDER [--write]
+python -m tests.parity.ours adapters FOLDER
+python -m tests.parity.ours compare FOLDER [--write]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The transformers, torch and peft side of the parity check; runs in the parity environment.
 
-    python -m tests.parity.theirs families|peft|smollm2 FOLDER
+python -m tests.parity.theirs families|peft|smollm2 FOLDER
 """
 
 import argparse
