@@ -18,7 +18,6 @@ DEFAULT_HYPERNET = CHECKPOINTS / "niah_smollm2"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of a missing torch, which nothing here needs
     args, rest = _parser().parse_known_args(argv)
     if rest and args.command != "train":
         print(f"d2l {args.command}: unknown argument {rest[0]!r}: see d2l {args.command} --help.", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The supported model families, and Hugging Face's `config.json` read and written."""
 
-import logging
+import os
 from typing import Any
 
 from d2l.errors import UserError
@@ -10,6 +10,9 @@ GEMMA = ("gemma2", "gemma3_text")
 FAMILIES = ("llama", "mistral", "qwen3", *GEMMA)
 QK_NORM = ("qwen3", "gemma3_text")
 ROPE_KINDS = ("default", "linear", "llama3")
+LAYER_KINDS = ("full_attention", "sliding_attention")
+# Far above every model of these families, far below what would fill the memory before a weight is read.
+LARGEST_SIZE, MOST_LAYERS = 2**24, 1024
 
 
 def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
@@ -18,6 +21,8 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
     Raises:
       UserError: a family, rope type, bias, activation or quantisation that the decoder does not compute.
     """
+    if not isinstance(fields, dict):
+        raise UserError("the model's config.json is not a JSON object: give the one that belongs to the weights.")
     model_type = fields.get("model_type")
     if model_type == "gemma3" and isinstance(fields.get("text_config"), dict):
         fields = fields["text_config"] | {"model_type": "gemma3_text"}
@@ -29,25 +34,32 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
     for name in ("attention_bias", "mlp_bias"):
         if fields.get(name):
             raise UserError(f"the model's config.json sets {name}: linear layers with a bias are not supported.")
+    if fields.get("use_bidirectional_attention"):
+        raise UserError("the model's config.json sets use_bidirectional_attention: only causal models are supported.")
+    if "num_hidden_layers" in fields:  # transformers makes a list of this length
+        _whole("num_hidden_layers", fields["num_hidden_layers"], MOST_LAYERS)
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # Otherwise it warns, on import, of a missing torch that nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import CONFIG_MAPPING
 
     try:
-        hf = CONFIG_MAPPING[model_type].from_dict(dict(fields)).to_dict()
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"the model's config.json cannot be read ({error}): give a complete one.") from error
+        known = {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
+        hf = CONFIG_MAPPING[model_type].from_dict(known).to_dict()
+    except Exception as error:  # its checks raise exceptions of several libraries
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the model's config.json cannot be read ({reason}): give a complete one.") from error
     layers = hf["num_hidden_layers"]
     window = hf.get("sliding_window")
     kinds = hf.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
     rope, local_base = _rope(hf["rope_parameters"])
     heads = hf["num_attention_heads"]
-    head_dim = hf.get("head_dim") or hf["hidden_size"] // heads
+    head_dim = hf.get("head_dim") or hf["hidden_size"] // (heads or 1)
     act = hf.get("hidden_activation") or hf.get("hidden_act")
     if act not in ("silu", "gelu_pytorch_tanh"):
         raise UserError(f"the activation {act!r} is not supported: it must be silu or gelu_pytorch_tanh.")
     eos = hf.get("eos_token_id")
-    return TargetConfig(
+    config = TargetConfig(
         model_type=model_type,
         vocab_size=hf["vocab_size"],
         hidden_size=hf["hidden_size"],
@@ -76,13 +88,58 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
         eos_token_ids=tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,),
         pad_token_id=hf.get("pad_token_id"),
     )
+    _check(config)
+    return config
+
+
+def _whole(name: str, value: Any, most: int = LARGEST_SIZE) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f"the model's config.json has {name} {value!r}: it must be a whole number from 1 to {most}.")
+
+
+def _check(config: TargetConfig) -> None:
+    """Refuse what transformers lets through but no model has."""
+    for name in (
+        "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
+        "max_position_embeddings"
+    ).split():
+        _whole(name, getattr(config, name))
+    _whole("num_hidden_layers", config.num_hidden_layers, MOST_LAYERS)
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(
+            f"the model's config.json has {config.num_attention_heads} attention heads and "
+            f"{config.num_key_value_heads} key-value heads: the first must be a multiple of the second."
+        )
+    if config.head_dim % 2:
+        raise UserError(f"the model's config.json has head_dim {config.head_dim}: RoPE needs an even one.")
+    if len(config.layer_types) != config.num_hidden_layers or not set(config.layer_types) <= set(LAYER_KINDS):
+        raise UserError(
+            f"the model's config.json has layer_types {sorted(set(config.layer_types))} for {len(config.layer_types)} "
+            f"of {config.num_hidden_layers} layers: every layer needs one of {', '.join(LAYER_KINDS)}."
+        )
+    if "sliding_attention" in config.layer_types:
+        _whole("sliding_window", config.sliding_window)
+    positive = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar")
+    optional = ("rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
+    numbers = {name: getattr(config, name) for name in positive}
+    numbers |= {name: value for name in optional if (value := getattr(config, name)) is not None}
+    if config.rope_scaling is not None:
+        numbers |= {f"rope {name}": value for name, value in vars(config.rope_scaling).items() if name != "kind"}
+        if config.rope_scaling.high_freq_factor <= config.rope_scaling.low_freq_factor:
+            raise UserError("the model's config.json has a high_freq_factor that is not above its low_freq_factor.")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"the model's config.json has {name} {value!r}: it must be a number above 0.")
 
 
 def _rope(parameters: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     """RoPE parameters of the full-attention layers, and the base of the sliding ones if it is another."""
     if "rope_type" in parameters:
         return parameters, None
-    return parameters["full_attention"], float(parameters["sliding_attention"]["rope_theta"])
+    local = parameters["sliding_attention"]
+    if local.get("rope_type", "default") != "default":
+        raise UserError(f"the RoPE type {local['rope_type']!r} is not supported for sliding layers: only default is.")
+    return parameters["full_attention"], float(local["rope_theta"])
 
 
 def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
