@@ -1,5 +1,7 @@
 """The supported model families, and Hugging Face's `config.json` read and written."""
 
+import copy
+import math
 import os
 from typing import Any
 
@@ -45,7 +47,7 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
 
     try:
         known = {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
-        hf = CONFIG_MAPPING[model_type].from_dict(known).to_dict()
+        hf = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(known)).to_dict()  # it changes what it reads
     except Exception as error:  # its checks raise exceptions of several libraries
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the model's config.json cannot be read ({reason}): give a complete one.") from error
@@ -54,7 +56,8 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
     kinds = hf.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
     rope, local_base = _rope(hf["rope_parameters"])
     heads = hf["num_attention_heads"]
-    head_dim = hf.get("head_dim") or hf["hidden_size"] // (heads or 1)
+    kv_heads, head_dim, scalar = (hf.get(n) for n in ("num_key_value_heads", "head_dim", "query_pre_attn_scalar"))
+    head_dim = hf["hidden_size"] // (heads or 1) if head_dim is None else head_dim
     act = hf.get("hidden_activation") or hf.get("hidden_act")
     if act not in ("silu", "gelu_pytorch_tanh"):
         raise UserError(f"the activation {act!r} is not supported: it must be silu or gelu_pytorch_tanh.")
@@ -66,18 +69,18 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
         intermediate_size=hf["intermediate_size"],
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=hf.get("num_key_value_heads") or heads,
+        num_key_value_heads=heads if kv_heads is None else kv_heads,
         head_dim=head_dim,
         max_position_embeddings=hf["max_position_embeddings"],
         rms_norm_eps=hf["rms_norm_eps"],
-        rope_theta=float(rope["rope_theta"]),
+        rope_theta=_number(rope, "rope_theta"),
         tie_word_embeddings=bool(hf.get("tie_word_embeddings")),
         layer_types=tuple(kinds),
         hidden_act=act,
         rope_scaling=_scaling(rope),
         rope_local_base_freq=local_base,
         sliding_window=window if "sliding_attention" in kinds else None,
-        query_pre_attn_scalar=float(hf.get("query_pre_attn_scalar") or head_dim),
+        query_pre_attn_scalar=float(head_dim if scalar is None else scalar),
         attn_logit_softcapping=hf.get("attn_logit_softcapping"),
         final_logit_softcapping=hf.get("final_logit_softcapping"),
         norm_offset=1.0 if model_type in GEMMA else 0.0,
@@ -119,14 +122,13 @@ def _check(config: TargetConfig) -> None:
         )
     if "sliding_attention" in config.layer_types:
         _whole("sliding_window", config.sliding_window)
-    positive = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar")
-    optional = ("rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
+    positive = ("rms_norm_eps", "query_pre_attn_scalar")
+    optional = ("attn_logit_softcapping", "final_logit_softcapping")
     numbers = {name: getattr(config, name) for name in positive}
     numbers |= {name: value for name in optional if (value := getattr(config, name)) is not None}
-    if config.rope_scaling is not None:
-        numbers |= {f"rope {name}": value for name, value in vars(config.rope_scaling).items() if name != "kind"}
-        if config.rope_scaling.high_freq_factor <= config.rope_scaling.low_freq_factor:
-            raise UserError("the model's config.json has a high_freq_factor that is not above its low_freq_factor.")
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise UserError("the model's config.json has a high_freq_factor that is not above its low_freq_factor.")
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"the model's config.json has {name} {value!r}: it must be a number above 0.")
@@ -139,7 +141,7 @@ def _rope(parameters: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     local = parameters["sliding_attention"]
     if local.get("rope_type", "default") != "default":
         raise UserError(f"the RoPE type {local['rope_type']!r} is not supported for sliding layers: only default is.")
-    return parameters["full_attention"], float(local["rope_theta"])
+    return parameters["full_attention"], _number(local, "rope_theta")
 
 
 def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
@@ -149,14 +151,17 @@ def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
-    return RopeScaling(
-        "llama3",
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
-    )
+        return RopeScaling("linear", _number(rope, "factor"))
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, original = (_number(rope, name) for name in names)
+    return RopeScaling("llama3", factor, low, high, int(original))
+
+
+def _number(rope: dict[str, Any], name: str) -> float:
+    value = rope.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"the model's config.json has RoPE {name} {value!r}: it must be a number above 0.")
+    return float(value)
 
 
 def config_to_hf(config: TargetConfig) -> dict[str, Any]:

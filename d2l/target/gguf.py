@@ -58,6 +58,8 @@ class GGUF:
         arch = self.metadata.get("general.architecture")
         if arch not in MODEL_TYPES:
             raise UserError(f"{path.name} has architecture {arch!r}: supported are {', '.join(MODEL_TYPES)}.")
+        if self.metadata.get("split.count", 1) > 1:
+            raise UserError(f"{path.name} is one part of a split GGUF: join the parts with llama-gguf-split --merge.")
         self.arch = arch
         self.tensors: dict[str, Callable[[], np.ndarray]] = {}
         self.stored: dict[str, np.ndarray] = {}
@@ -77,6 +79,8 @@ class GGUF:
                 raise UserError(f"{path.name} has a tensor {tensor.name} that a {arch} model does not have.")
             self.stored[name] = tensor.data
             self.tensors[name] = _Dequantise(self, tensor, name)
+        if "embed_tokens" not in self.stored:
+            raise UserError(f"{path.name} has no token_embd.weight: fetch a complete file.")
         self.hf_config = self._config(rope_factors)
 
     def _get(self, key: str, default: Any = None) -> Any:
@@ -123,7 +127,14 @@ class GGUF:
         elif scaling not in (None, "none"):
             raise UserError(f"the GGUF file stretches RoPE by {scaling!r}: supported are linear and llama3.")
         if rope_factors is not None:
-            fields["rope_scaling"] = LLAMA3_ROPE | {"rope_type": "llama3", "factor": float(rope_factors.max())}
+            factor = float(rope_factors.max())
+            if not np.allclose(
+                rope_factors, _llama3_divisors(fields["rope_theta"], factor, rope_factors.size), rtol=1e-3
+            ):
+                raise UserError(
+                    "the GGUF file stretches RoPE by factors that are not Llama 3's: they are not supported."
+                )
+            fields["rope_scaling"] = LLAMA3_ROPE | {"rope_type": "llama3", "factor": factor}
         return fields
 
 
@@ -132,6 +143,7 @@ class _Dequantise:
 
     def __init__(self, file: GGUF, tensor: Any, name: str):
         self.file, self.tensor, self.name = file, tensor, name
+        self.shape = tuple(int(n) for n in reversed(tensor.shape))
 
     def __call__(self) -> np.ndarray:
         import gguf
@@ -146,6 +158,14 @@ class _Dequantise:
             count = self.file.hf_config[heads]
             return array.reshape(count, rows // count // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
         return array
+
+
+def _llama3_divisors(theta: float, factor: float, count: int) -> np.ndarray:
+    """What llama3 scaling divides each of `count` rotary frequencies by."""
+    low, high = LLAMA3_ROPE["low_freq_factor"], LLAMA3_ROPE["high_freq_factor"]
+    turns = LLAMA3_ROPE["original_max_position_embeddings"] * theta ** (-np.arange(count) / count) / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / (kept + (1 - kept) / factor)
 
 
 def _hf_name(name: str, block_names: dict[str, str]) -> str | None:

@@ -25,6 +25,8 @@ from d2l.target.tokenizer import Tokenizer
 DEFAULT_TARGET = "smollm2-135m-instruct"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+FLOATS = ("F64", "F32", "F16", "BF16")
+GEMMA3_VISION = ("vision_tower.", "multi_modal_projector.")  # beside the text model in a multimodal checkpoint
 
 # A sharding for every parameter, or a function of its path ("layers", "mlp", "down_proj") and shape.
 Sharding = jax.sharding.Sharding | Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding] | None
@@ -69,6 +71,8 @@ def load_target(
         return _load_gguf(path, path.stem, dtype, sharding)
     if path.is_dir():
         return _load_folder(path, path.resolve().name, dtype, sharding)
+    if path.exists():
+        raise UserError(f"{path} is a file that does not end in .gguf: give a .gguf file, or the folder of a model.")
     return _load_folder(_fetch(str(source)), str(source), dtype, sharding)
 
 
@@ -126,23 +130,16 @@ def _load_gguf(path: pathlib.Path, name: str, dtype: jnp.dtype, sharding: Shardi
     file = GGUF(path)
     config = config_from_hf(file.hf_config)
     params = _build(config, file.tensors, dtype, sharding, path.name)
-    return LoadedTarget(config, params, Tokenizer.from_gguf(file.metadata), name, _hash(file.stored))
+    has_tokenizer = any(key.startswith("tokenizer.ggml.") for key in file.metadata)
+    tokenizer = Tokenizer.from_gguf(file.metadata) if has_tokenizer else None
+    return LoadedTarget(config, params, tokenizer, name, _hash(file.stored))
 
 
 def _load_folder(folder: pathlib.Path, name: str, dtype: jnp.dtype, sharding: Sharding) -> LoadedTarget:
-    try:
-        fields = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} has no config.json: give a Hugging Face model folder.") from error
-    except ValueError as error:
-        raise UserError(f"{folder}/config.json is not JSON ({error}): fetch it again.") from error
+    fields = _read_json(folder / "config.json")
     config = config_from_hf(fields)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} has no safetensors file: give a folder with the weights.")
     tensors: dict[str, Callable[[], np.ndarray]] = {}
-    digest = {}
-    for file in files:
+    for file in _weight_files(folder):
         try:
             opened = safetensors.safe_open(file, framework="numpy")
         except (safetensors.SafetensorError, OSError) as error:
@@ -152,11 +149,46 @@ def _load_folder(folder: pathlib.Path, name: str, dtype: jnp.dtype, sharding: Sh
             stem = stem.removesuffix(".weight")
             if stem.endswith("rotary_emb.inv_freq") or (stem == "lm_head" and config.tie_word_embeddings):
                 continue
+            if fields["model_type"] == "gemma3" and stem.startswith(GEMMA3_VISION):
+                continue
+            if stem in tensors:
+                raise UserError(f"{folder} has {key} more than once: keep one set of safetensors files.")
             tensors[stem] = _Slice(opened, key)
-            digest[stem] = tensors[stem]
     params = _build(config, tensors, dtype, sharding, str(folder))
     tokenizer = Tokenizer.from_folder(folder, config.eos_token_ids) if (folder / "tokenizer.json").exists() else None
-    return LoadedTarget(config, params, tokenizer, name, _hash(digest))
+    return LoadedTarget(config, params, tokenizer, name, _hash(tensors))
+
+
+def _read_json(file: pathlib.Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file.parent} has no {file.name}: give a Hugging Face model folder.") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): give a Hugging Face model folder.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error}): fetch it again.") from error
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that the index names; without an index `model.safetensors`, or every safetensors file."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        fields = _read_json(index)
+        try:
+            names = sorted(set(fields["weight_map"].values()))
+            files = [folder / pathlib.PurePath(name).name for name in names]
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{index} has no weight_map of file names: fetch it again.") from error
+        if lost := [file.name for file in files if not file.exists()]:
+            raise UserError(f"{folder} lacks {', '.join(lost[:5])}, which its index names: fetch the missing files.")
+    elif (folder / "model.safetensors").exists():
+        files = [folder / "model.safetensors"]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no safetensors file: give a folder with the weights.")
+    return files
 
 
 class _Slice:
@@ -164,6 +196,10 @@ class _Slice:
 
     def __init__(self, file: Any, key: str):
         self.file, self.key = file, key
+        header = file.get_slice(key)
+        self.shape, self.dtype = tuple(header.get_shape()), header.get_dtype()
+        if self.dtype not in FLOATS:
+            raise UserError(f"{key} is stored as {self.dtype}: supported in safetensors are {', '.join(FLOATS)}.")
 
     def __call__(self) -> np.ndarray:
         return self.file.get_tensor(self.key)
@@ -177,39 +213,57 @@ def _build(
     source: str,
 ) -> Params:
     """Every parameter of the decoder out of the tensors, layer by layer into one host buffer each."""
-    left = dict(tensors)
-    missing: list[str] = []
+    shapes = abstract_decoder(config)[1]
+    _check_names(shapes, {name: tensor.shape for name, tensor in tensors.items()}, source)
 
-    def take(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        if name not in left:
-            missing.append(name)
-            return None
-        array = left.pop(name)()
-        if array.shape != shape:
-            raise UserError(f"{source} has {name} of shape {array.shape}, the config asks for {shape}.")
-        return array
+    def read(name: str) -> np.ndarray:
+        array = tensors[name]()
+        if not np.isfinite(array).all():
+            raise UserError(f"{source} has NaN or infinity in {name}: fetch it again.")
+        return array.astype(dtype)
 
-    def build(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array | None:
+    def build(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         keys = tuple(key.key for key in path)
         if keys[0] != "layers":
-            host = take(".".join(keys), leaf.shape)
+            host = read(".".join(keys))
         else:
             host = np.empty(leaf.shape, dtype)
             for i in range(leaf.shape[0]):
-                layer = take(".".join(("layers", str(i), *keys[1:])), leaf.shape[1:])
-                if layer is not None:
-                    host[i] = layer.astype(dtype)
-        if host is None:
-            return None
+                host[i] = read(_layer_name(keys, i))
         place = sharding(keys, leaf.shape) if callable(sharding) else sharding
-        return jax.device_put(host.astype(dtype, copy=False), place)
+        return jax.device_put(host, place)
 
-    params = jax.tree_util.tree_map_with_path(build, abstract_decoder(config)[1])
+    return jax.tree_util.tree_map_with_path(build, shapes)
+
+
+def _check_names(shapes: Params, found: dict[str, tuple[int, ...]], source: str) -> None:
+    """Refuse weights that are missing, left over or misshapen before anything of their size is allocated."""
+    wanted = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        keys = tuple(key.key for key in path)
+        if keys[0] == "layers":
+            wanted |= {_layer_name(keys, i): leaf.shape[1:] for i in range(leaf.shape[0])}
+        else:
+            wanted[".".join(keys)] = leaf.shape
+    missing, left = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or left:
-        parts = [f"lacks {', '.join(sorted(missing)[:5])}"] if missing else []
-        parts += [f"has tensors the model does not use: {', '.join(sorted(left)[:5])}"] if left else []
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has tensors the model does not use: {_some(left)}"] if left else []
         raise UserError(f"{source} {' and '.join(parts)}: give the weights that belong to the config.")
-    return params
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise UserError(
+                f"{source} has {name} of shape {found[name]}, the config asks for {shape}: give the weights that "
+                "belong to the config."
+            )
+
+
+def _layer_name(keys: tuple[str, ...], index: int) -> str:
+    return ".".join(("layers", str(index), *keys[1:]))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _hash(tensors: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ python -m tests.parity.ours compare FOLDER [--write]
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -127,9 +128,20 @@ def compare_smollm2(folder: pathlib.Path, report: Report) -> tuple[dict[str, np.
     report.equal(f"tokenizer: ids of {len(chats)} conversations", chats, theirs["chats"])
     prompts = [tokenizer.apply_chat([{"role": "user", "content": prompt}]) for prompt in cases.PROMPTS]
     report.equal(f"tokenizer: ids of {len(prompts)} prompts", prompts, theirs["prompts"])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: np.asarray(a, np.float64), target.params)
+        wide = dataclasses.replace(target, params=wide)
+        for i in cases.LOGIT_PROMPTS:
+            ours = logits_of(wide, np.array([theirs["prompts"][i]]))
+            what = f"SmolLM2: logits of a prompt of {ours.shape[1]} tokens, products in float64"
+            report.close(what, ours, logits[f"float64.{i}"])
     for i in cases.LOGIT_PROMPTS:
         ours = logits_of(target, np.array([theirs["prompts"][i]]))
-        report.close(f"SmolLM2: logits of a prompt of {ours.shape[1]} tokens", ours, logits[str(i)])
+        torch32, eager = logits[f"float32.{i}"], logits[f"eager.{i}"]
+        print(
+            f"     the same in float32: {np.abs(ours - torch32).max():.1e}, between torch's two kinds of attention "
+            f"{np.abs(torch32 - eager).max():.1e}, largest logit {np.abs(ours).max():.0f}"
+        )
     generator = Generator(target.config, target.params)
     same = 0
     for ids, reply in zip(theirs["prompts"], theirs["replies"], strict=True):
@@ -137,7 +149,9 @@ def compare_smollm2(folder: pathlib.Path, report: Report) -> tuple[dict[str, np.
         ours = generator.generate([ids], max_new_tokens=cases.NEW_TOKENS, stop_ids=tokenizer.eos_ids)[0]
         same += ours == reply[: min(stops, default=None)]
     report.equal(f"SmolLM2: {same} of {len(prompts)} greedy continuations identical", same, len(prompts))
-    stored = {key: np.ascontiguousarray(array[0, :, :: cases.LOGIT_STRIDE]) for key, array in logits.items()}
+    stored = {
+        str(i): np.ascontiguousarray(logits[f"float64.{i}"][0, :, :: cases.LOGIT_STRIDE]) for i in cases.LOGIT_PROMPTS
+    }
     return stored, theirs
 
 
