@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.save_dtype = "bfloat16"
     config.loss = "ce"
     config.l1 = 0.0
+    config.max_chunk_len = 2048  # what the card recommends for use
     config.checkpoint_every = 25
     config.keep = 2
 

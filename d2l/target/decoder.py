@@ -71,7 +71,7 @@ def write_cache(cache: jax.Array, new: jax.Array, start_B: jax.Array, *, axis: i
 
 def norm_param(config: TargetConfig, shape: tuple[int, ...]) -> nnx.Param:
     """Weight of an `rms_norm` that starts as the identity."""
-    return nnx.Param(jnp.full(shape, 1.0 - config.norm_offset))
+    return nnx.Param(jnp.full(shape, 1.0 - config.norm_offset, jnp.float32))
 
 
 class Attention(nnx.Module):

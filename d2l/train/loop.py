@@ -1,22 +1,14 @@
 """Training a hypernetwork: reads top to bottom, from a config to checkpoints and scalars."""
 
-import collections
 import dataclasses
-import json
-import math
 import pathlib
-import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
-import tensorboardX
-import tqdm
 
-from d2l.data.batch import Batch, NeedleBatches, NeedleStage
+from d2l.data.batch import NeedleBatches, NeedleStage
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import check_encoder
@@ -26,9 +18,34 @@ from d2l.target.config import TargetConfig
 from d2l.target.weights import load_target
 from d2l.train.checkpoint import Checkpoints
 from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
+from d2l.train.run import Update, run
 from d2l.train.step import StepConfig, init_state, make_step
 
-RECENT = 20  # steps that the progress line averages over
+# What a stage of a config says beside the fields of `NeedleStage`.
+STAGE_FIELDS = ("order", "steps", "warmup", "final", "lr_factor")
+
+
+def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a config in their order, each with its learning rate.
+
+    Raises:
+      UserError: a stage lacks a field, or has one that does not exist.
+    """
+    known = {*STAGE_FIELDS, *(f.name for f in dataclasses.fields(NeedleStage))}
+    needed = {*STAGE_FIELDS, *(f.name for f in dataclasses.fields(NeedleStage) if f.default is dataclasses.MISSING)}
+    for name, stage in fields["stages"].items():
+        if unknown := set(stage) - known:
+            raise UserError(f"stage {name} has the unknown fields {sorted(unknown)}: known are {sorted(known)}.")
+        if missing := needed - set(stage):
+            raise UserError(f"stage {name} lacks {sorted(missing)}: add them to the config.")
+    stages = sorted(fields["stages"].values(), key=lambda stage: stage["order"])
+    return [dict(stage) | {"lr": fields["lr"] * stage["lr_factor"]} for stage in stages]
+
+
+def needle_stage(stage: Mapping[str, Any], **changes: Any) -> NeedleStage:
+    """The data of one stage."""
+    names = [f.name for f in dataclasses.fields(NeedleStage) if f.name in stage]
+    return NeedleStage(**({name: stage[name] for name in names} | changes))
 
 
 def hypernet_config(fields: dict[str, Any], target: TargetConfig) -> HypernetConfig:
@@ -63,8 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     """
     workdir = pathlib.Path(workdir)
     fields = config.to_dict()
-    stages = [{"name": name} | stage for name, stage in fields["stages"].items()]
-    stages.sort(key=lambda stage: stage["order"])
+    stages = read_stages(fields)
     total = sum(stage["steps"] for stage in stages)
 
     # ---------------------------------------------------------------- checkpoints first: a wrong workdir costs no time
@@ -74,104 +90,44 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     target = load_target(fields["target"] or None, dtype=jnp.dtype(fields["dtype"]))
     hyper = hypernet_config(fields["hypernet"], target.config)
     params = load_hypernet(fields["init"])[1] if fields["init"] else init_hypernet(hyper, fields["seed"])
-    schedule = stage_schedule([stage | {"lr": fields["lr"] * stage["lr_factor"]} for stage in stages])
+    schedule = stage_schedule(stages)
     multipliers = tuple(fields["lr_multipliers"].items())
     optimizer = make_optimizer(OptimizerConfig(**fields["optimizer"], multipliers=multipliers), schedule, params)
     state, done = checkpoints.restore(init_state(params, optimizer))
 
-    # ---------------------------------------------------------------- data
-    def batches() -> Iterator[tuple[Any, Batch]]:
-        """(step function, batch) of every update still to do; batch i is a pure function of the seed and i."""
+    # ---------------------------------------------------------------- data: batch i is a pure function of seed and i
+    def updates() -> Iterator[tuple[Update, Any]]:
         first = 0
         for stage in stages:
             last = first + stage["steps"]
             if done < last:
-                needles = NeedleStage(
-                    **{f.name: stage[f.name] for f in dataclasses.fields(NeedleStage) if f.name in stage}
-                )
-                source = NeedleBatches(needles, target.tokenizer, fields["seed"])
-                step = make_step(
-                    hyper,
-                    target.config,
-                    StepConfig(fields["loss"], needles.contexts, needles.max_chunks, fields["l1"], fields["dtype"]),
-                    optimizer,
-                )
-                for batch in source.iterate(max(first, done), last):
-                    yield step, batch
+                needles = needle_stage(stage, teacher=fields["loss"] == "kl")
+                loss = StepConfig(fields["loss"], needles.contexts, needles.max_chunks, fields["l1"], fields["dtype"])
+                step = make_step(hyper, target.config, loss, optimizer)
+
+                def update(state, batch, step=step):
+                    return step(state, target.params, batch)
+
+                for batch in NeedleBatches(needles, target.tokenizer, fields["seed"]).iterate(max(first, done), last):
+                    yield update, batch
             first = last
 
     # ---------------------------------------------------------------- loop
-    stop = _StopSignal()
-    writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
-    log = (workdir / "metrics.jsonl").open("a")
-    progress = tqdm.tqdm(total=total, initial=done, unit="step", disable=None)
-    recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
-    began = time.monotonic()
-    waiting: tuple[int, dict[str, jax.Array]] | None = None
-
-    def report(step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss of step {step} is {values['loss']}: the last checkpoint before it is kept; lower config.lr."
-            )
-        values |= {"lr": float(schedule(step - 1)), "seconds": time.monotonic() - began}
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        log.write(json.dumps({"step": step} | values) + "\n")
-        log.flush()
-        recent.append(values)
-        progress.update()
-        progress.set_postfix({name: f"{_mean(recent, name):.3f}" for name in ("loss", "exact")}, refresh=False)
-
-    try:
-        for step_fn, batch in batches():
-            state, metrics = step_fn(state, target.params, batch)
-            done += 1
-            if waiting is not None:
-                report(*waiting)  # of the step before, while this one runs
-            waiting = (done, metrics)
-            if done % checkpoints.every == 0 or done == total or stop.asked:
-                report(*waiting)  # never save a state whose loss was not finite
-                waiting = None
-                checkpoints.save(done, state)
-            if stop.asked:
-                break
-    finally:
-        progress.close()
-        writer.close()
-        log.close()
-        checkpoints.close()
-        stop.restore()
+    state, reached, metrics = run(workdir, state, updates(), checkpoints, done=done, total=total, schedule=schedule)
 
     # ---------------------------------------------------------------- the product
-    if done == total:
-        card = {"config": fields, "updates": done}
+    if reached == total:
         save_hypernet(
             workdir / "hypernet",
             hyper,
             state["params"],
             target_name=target.name,
             target_hash=target.weights_hash,
-            card=card,
+            card={
+                "config": fields,
+                "updates": reached,
+                "max_chunk_len": fields["max_chunk_len"],
+            },
             dtype=jnp.dtype(fields["save_dtype"]),
         )
-    return {name: _mean(recent, name) for name in recent[-1]} if recent else {}
-
-
-def _mean(rows: collections.deque[dict[str, float]], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
-
-
-class _StopSignal:
-    """Remembers a SIGTERM, so that the loop can save before it ends."""
-
-    def __init__(self):
-        self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_):
-        self.asked = True
-
-    def restore(self) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+    return metrics

@@ -1,0 +1,38 @@
+"""A target of about 1M parameters with a window of 256 tokens, trained from nothing to retrieve needles in context.
+
+The first of two steps of the tiny recipe; `configs/niah_tiny.py` trains its hypernetwork.
+
+    d2l train --config configs/niah_tiny_target.py --workdir runs/niah_tiny_target
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.kind = "target"
+    config.seed = 0
+    config.dtype = "bfloat16"
+    config.vocab_size = 400
+    config.lm_weight = 0.1
+    config.checkpoint_every = 200
+    config.keep = 1
+    config.model = ml_collections.ConfigDict(
+        {
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 256,
+        }
+    )
+    config.lr = 2e-3
+    config.optimizer = ml_collections.ConfigDict({"b2": 0.95, "clip": 1.0, "weight_decay": 0.1})
+    stage = {"warmup": 20, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 256, "min_tokens": 0}
+    config.stages = ml_collections.ConfigDict(
+        {
+            "needle": stage | {"order": 0, "steps": 400, "contexts": 128, "max_tokens": 0},
+            "haystack": stage | {"order": 1, "steps": 500, "contexts": 48, "max_tokens": 190, "final": 0.1},
+        }
+    )
+    return config
