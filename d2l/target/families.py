@@ -38,8 +38,10 @@ def config_from_hf(fields: dict[str, Any]) -> TargetConfig:
             raise UserError(f"the model's config.json sets {name}: linear layers with a bias are not supported.")
     if fields.get("use_bidirectional_attention"):
         raise UserError("the model's config.json sets use_bidirectional_attention: only causal models are supported.")
-    if "num_hidden_layers" in fields:  # transformers makes a list of this length
-        _whole("num_hidden_layers", fields["num_hidden_layers"], MOST_LAYERS)
+    # transformers makes a list of as many layers, and divides by the heads.
+    for name, most in {"num_hidden_layers": MOST_LAYERS, "num_attention_heads": LARGEST_SIZE}.items():
+        if name in fields:
+            _whole(name, fields[name], most)
 
     # Otherwise it warns, on import, of a missing torch that nothing here needs.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -188,7 +190,7 @@ def config_to_hf(config: TargetConfig) -> dict[str, Any]:
         fields["layer_types"] = list(config.layer_types)
         fields["use_sliding_window"] = config.sliding_window is not None
     if config.model_type in GEMMA:
-        for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
-            fields[name] = getattr(config, name)
+        fields["query_pre_attn_scalar"] = int(config.query_pre_attn_scalar)  # transformers refuses 256.0
+        fields |= {n: getattr(config, n) for n in ("attn_logit_softcapping", "final_logit_softcapping")}
     architecture = {"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3", "gemma2": "Gemma2"}
     return fields | {"architectures": [architecture.get(config.model_type, "Gemma3") + "ForCausalLM"]}

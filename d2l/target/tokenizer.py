@@ -31,6 +31,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+TEMPLATE_CODE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)  # of expressions in one
 
 
 class Tokenizer:
@@ -90,6 +91,8 @@ class Tokenizer:
         """
         # Mark each content, render, and only then look for control tokens: what the template wrote is a control token,
         # what a user wrote is not. The spaces show whether the template trims the content.
+        if any(not isinstance(message.get(key), str) for message in messages for key in ("role", "content")):
+            raise UserError("a message lacks its role or content: give each as {'role': ..., 'content': ...} texts.")
         marks = [f" \ue000{i}\ue001 " for i in range(len(messages))]
         masked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
         rendered = self._render(masked, add_generation_prompt)
@@ -114,7 +117,7 @@ class Tokenizer:
                 bos_token=self._token(self.bos_id),
                 eos_token=self._token(self.eos_ids[0] if self.eos_ids else None),
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, *TEMPLATE_CODE_ERRORS) as error:
             raise UserError(f"the target's chat template rejects these messages: {error}.") from error
 
     def _token(self, index: int | None) -> str:
@@ -179,59 +182,63 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             config_file = folder / "tokenizer_config.json"
             fields = json.loads(config_file.read_text()) if config_file.exists() else {}
+            template = fields.get("chat_template")
+            if isinstance(template, list):  # several named templates
+                template = next((t["template"] for t in template if t["name"] == "default"), None)
+            if (folder / "chat_template.jinja").exists():
+                template = (folder / "chat_template.jinja").read_text()
+
+            def index(name: str) -> int | None:
+                token = fields.get(name)
+                token = token["content"] if isinstance(token, dict) else token
+                return None if token is None else core.token_to_id(token)
+
+            eos = [i for i in (index("eos_token"), *eos_ids) if i is not None]
+            bos, pad = index("bos_token"), index("pad_token")
         except Exception as error:  # tokenizers raises a bare Exception on a damaged file
             raise UserError(f"the tokenizer in {folder} cannot be read ({error}): fetch it again.") from error
-        template = fields.get("chat_template")
-        if isinstance(template, list):  # several named templates
-            template = next((t["template"] for t in template if t["name"] == "default"), None)
-        if (folder / "chat_template.jinja").exists():
-            template = (folder / "chat_template.jinja").read_text()
-
-        def index(name: str) -> int | None:
-            token = fields.get(name)
-            token = token["content"] if isinstance(token, dict) else token
-            return None if token is None else core.token_to_id(token)
-
-        eos = [i for i in (index("eos_token"), *eos_ids) if i is not None]
-        return cls(
-            core,
-            chat_template=template,
-            bos_id=index("bos_token"),
-            eos_ids=tuple(dict.fromkeys(eos)),
-            pad_id=index("pad_token"),
-        )
+        return cls(core, chat_template=template, bos_id=bos, eos_ids=tuple(dict.fromkeys(eos)), pad_id=pad)
 
     @classmethod
     def from_gguf(cls, metadata: dict[str, Any]) -> "Tokenizer":
-        """Build the tokenizer that a GGUF file describes."""
+        """Build the tokenizer that a GGUF file describes.
+
+        Raises:
+          UserError: a kind or pre-tokenizer that is not supported, keys that are missing or do not fit together.
+        """
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind not in ("gpt2", "llama"):
+            raise UserError(f"the GGUF's tokenizer is of kind {kind!r}: supported are gpt2 and llama.")
+        try:
+            return cls._from_gguf(kind, metadata)
+        except UserError:
+            raise
+        except Exception as error:  # tokenizers raises a bare Exception on a vocabulary that does not fit together
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"the GGUF's tokenizer is damaged ({reason}): fetch the file again.") from error
+
+    @classmethod
+    def _from_gguf(cls, kind: str, metadata: dict[str, Any]) -> "Tokenizer":
         tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
         vocab = {token: i for i, token in enumerate(tokens)}
-        kind = metadata.get("tokenizer.ggml.model")
         if kind == "gpt2":
             merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
             core = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=False))
             _set_byte_level(core, metadata.get("tokenizer.ggml.pre", "default"))
-        elif kind == "llama":
-            core = _sentencepiece(vocab, metadata)
         else:
-            raise UserError(f"the GGUF's tokenizer is of kind {kind!r}: supported are gpt2 and llama.")
-        core.add_special_tokens(
-            [
-                AddedToken(t, special=True, normalized=False)
-                for t, kind in zip(tokens, types, strict=True)
-                if kind == CONTROL
-            ]
-        )
-        core.add_tokens(
-            [AddedToken(t, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
-        )
-        eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+            core = _sentencepiece(vocab, metadata)
+        typed = list(zip(tokens, types, strict=True))
+        core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in typed if k == CONTROL])
+        core.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == USER_DEFINED])
+        ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")}
+        if lost := [name for name, i in ids.items() if i is not None and not 0 <= i < len(tokens)]:
+            raise UserError(f"the GGUF's {lost[0]} token is {ids[lost[0]]}, outside its vocabulary of {len(tokens)}.")
         return cls(
             core,
             chat_template=metadata.get("tokenizer.chat_template"),
-            bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
-            pad_id=metadata.get("tokenizer.ggml.padding_token_id"),
+            bos_id=ids["bos"],
+            eos_ids=tuple(dict.fromkeys(i for i in (ids["eos"], ids["eot"]) if i is not None)),
+            pad_id=ids["padding"],
         )
 
     @classmethod
