@@ -87,20 +87,32 @@ class GGUF:
             raise UserError(f"the GGUF file lacks {self.arch}.{key}: fetch a complete one.")
         return value
 
+    def _count(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"the GGUF file has {self.arch}.{key} {value!r}: it must be a whole number from 1.")
+        return value
+
+    def _number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if not isinstance(value, int | float):
+            raise UserError(f"the GGUF file has {self.arch}.{key} {value!r}: it must be a number.")
+        return float(value)
+
     def _config(self, rope_factors: np.ndarray | None) -> dict[str, Any]:
-        heads, width = self._get("attention.head_count"), self._get("embedding_length")
+        heads, width = self._count("attention.head_count"), self._count("embedding_length")
         fields = {
             "model_type": MODEL_TYPES[self.arch],
             "vocab_size": int(self.stored["embed_tokens"].shape[0]),
             "hidden_size": width,
             "intermediate_size": self._get("feed_forward_length"),
-            "num_hidden_layers": self._get("block_count"),
+            "num_hidden_layers": self._count("block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": self._get("attention.head_count_kv", heads),
-            "head_dim": self._get("attention.key_length", width // heads),
+            "num_key_value_heads": self._count("attention.head_count_kv", heads),
+            "head_dim": self._count("attention.key_length", width // heads),
             "max_position_embeddings": self._get("context_length"),
-            "rms_norm_eps": float(np.float32(self._get("attention.layer_norm_rms_epsilon"))),
-            "rope_theta": float(self._get("rope.freq_base", 1e6 if self.arch == "gemma3" else 1e4)),
+            "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._number("rope.freq_base", 1e6 if self.arch == "gemma3" else 1e4),
             "tie_word_embeddings": "lm_head" not in self.stored,
             "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
@@ -121,7 +133,7 @@ class GGUF:
             fields["sliding_window"] = self._get("attention.sliding_window", 4096)
         scaling = self.metadata.get(f"{self.arch}.rope.scaling.type")
         if scaling == "linear":
-            fields["rope_scaling"] = {"rope_type": "linear", "factor": float(self._get("rope.scaling.factor"))}
+            fields["rope_scaling"] = {"rope_type": "linear", "factor": self._number("rope.scaling.factor")}
         elif scaling not in (None, "none"):
             raise UserError(f"the GGUF file stretches RoPE by {scaling!r}: supported are linear and llama3.")
         if rope_factors is not None:

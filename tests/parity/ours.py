@@ -145,9 +145,8 @@ def compare_smollm2(folder: pathlib.Path, report: Report) -> tuple[dict[str, np.
     generator = Generator(target.config, target.params)
     same = 0
     for ids, reply in zip(theirs["prompts"], theirs["replies"], strict=True):
-        stops = [reply.index(i) for i in tokenizer.eos_ids if i in reply]
         ours = generator.generate([ids], max_new_tokens=cases.NEW_TOKENS, stop_ids=tokenizer.eos_ids)[0]
-        same += ours == reply[: min(stops, default=None)]
+        same += ours == reply
     report.equal(f"SmolLM2: {same} of {len(prompts)} greedy continuations identical", same, len(prompts))
     stored = {
         str(i): np.ascontiguousarray(logits[f"float64.{i}"][0, :, :: cases.LOGIT_STRIDE]) for i in cases.LOGIT_PROMPTS

@@ -1,0 +1,139 @@
+"""Sampling: what comes out does not depend on how rows are batched, padded or read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2l.errors import UserError
+from d2l.target import generate
+from d2l.target.generate import Generator, Sampling, bucket, sample
+from d2l.target.weights import load_target
+from tests.conftest import random_adapter
+
+
+@pytest.fixture(scope="module")
+def target(target_folder):
+    return load_target(target_folder)
+
+
+@pytest.fixture(scope="module")
+def generator(target):
+    return Generator(target.config, target.params)
+
+
+def prompts_of(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 300, n).tolist() for n in lengths]
+
+
+def greedy(target, prompt, count, adapter=None):
+    """Greedy continuation by full forward passes, without cache, padding or batch."""
+    from flax import nnx
+
+    from d2l.target.decoder import abstract_decoder
+
+    decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(jnp.argmax(decoder(jnp.array([ids], jnp.int32), adapter=adapter)[0, -1])))
+    return ids[len(prompt) :]
+
+
+def test_batch_equals_each_alone_equals_full_forward(target, generator):
+    prompts = prompts_of([3, 17, 40, 9, 33])
+    together = generator.generate(prompts, max_new_tokens=6)
+    assert together == [generator.generate([p], max_new_tokens=6)[0] for p in prompts]
+    assert together == [greedy(target, p, 6) for p in prompts]
+
+
+def test_adapters_of_rows_of_their_own_and_of_all(target, generator):
+    prompts = prompts_of([5, 12, 30])
+    adapter = random_adapter(target.config, 3, 2)
+    plain = generator.generate(prompts, max_new_tokens=5)
+    adapted = generator.generate(prompts, max_new_tokens=5, adapter=adapter)
+    rows = [jax.tree.map(lambda a, i=i: a[:, i : i + 1], adapter) for i in range(3)]
+    assert adapted == [greedy(target, p, 5, row) for p, row in zip(prompts, rows, strict=True)]
+    shared = generator.generate(prompts, max_new_tokens=5, adapter=rows[0])
+    assert shared == [greedy(target, p, 5, rows[0]) for p in prompts]
+    assert plain != adapted != shared
+
+
+def test_long_prompts_in_pieces_equal_one_pass(generator, monkeypatch):
+    prompts = prompts_of([100, 7, 65])
+    whole = generator.generate(prompts, max_new_tokens=6)
+    monkeypatch.setattr(generate, "PREFILL_PIECE", 32)
+    assert generator.generate(prompts, max_new_tokens=6) == whole
+
+
+def test_stop_tokens_end_their_row_only(generator):
+    prompts = prompts_of([3, 17])
+    free = generator.generate(prompts, max_new_tokens=8)
+    stop = free[0][2]
+    stopped = generator.generate(prompts, max_new_tokens=8, stop_ids=[stop])
+    for ours, theirs in zip(stopped, free, strict=True):
+        assert ours == (theirs[: theirs.index(stop)] if stop in theirs else theirs)
+
+
+def test_stream_is_generate_token_by_token(generator):
+    prompts = prompts_of([3, 17])
+    streamed = [[], []]
+    for row, token in generator.stream(prompts, max_new_tokens=5):
+        streamed[row].append(token)
+    assert streamed == generator.generate(prompts, max_new_tokens=5)
+
+
+def test_seeds_and_temperature(generator):
+    prompts = prompts_of([3, 17])
+
+    def draw(**options):
+        return generator.generate(prompts, max_new_tokens=12, sampling=Sampling(**options))
+
+    hot = draw(temperature=1.5, seed=3)
+    assert hot == draw(temperature=1.5, seed=3)
+    assert hot != draw(temperature=1.5, seed=4)
+    greedy_ids = generator.generate(prompts, max_new_tokens=12)
+    assert draw(temperature=1.5, top_k=1, seed=3) == greedy_ids
+    assert draw(temperature=1.5, top_p=1e-6, seed=3) == greedy_ids
+    assert draw(temperature=1e-4, seed=3) == greedy_ids
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "allowed"), [(0, 1.0, {0, 1, 2, 3}), (2, 1.0, {0, 1}), (0, 0.75, {0, 1})])
+def test_sampling_follows_the_distribution_it_was_cut_to(top_k, top_p, allowed):
+    probs = np.array([0.5, 0.3, 0.15, 0.05])
+    rows = 4000
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probs, jnp.float32))[None], (rows, 4))
+    options = {"temperature": 1.0, "top_k": top_k, "top_p": top_p, "seed": 7}
+    drawn = sample(logits, {k: jnp.asarray(v) for k, v in options.items()}, jnp.zeros(rows, jnp.int32))
+    share = np.bincount(np.asarray(drawn), minlength=4) / rows
+    expected = np.where([i in allowed for i in range(4)], probs, 0)
+    np.testing.assert_allclose(share, expected / expected.sum(), atol=0.03)
+    assert set(np.nonzero(share)[0]) == allowed
+
+
+def test_one_decode_step_compiles_for_many_lengths(target):
+    generator = Generator(target.config, target.params)
+    for lengths in ([3], [20], [30]):
+        generator.generate(prompts_of(lengths), max_new_tokens=20)
+    assert generator._prefill._cache_size() == 1
+    assert generator._continue._cache_size() <= 2  # caches of 32 and 64 slots
+
+
+@given(st.integers(1, 100_000), st.sampled_from([1, 32]))
+def test_buckets_hold_their_sizes_and_waste_little(size, smallest):
+    found = bucket(size, smallest)
+    assert found >= size and found % smallest == 0
+    assert found <= max(1.26 * size, size + smallest)
+    assert bucket(found, smallest) == found
+
+
+def test_bad_arguments_are_named(generator):
+    for options in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"temperature": float("nan")}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            Sampling(**options)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        generator.generate([[1]], max_new_tokens=0)
+    with pytest.raises(UserError, match="empty"):
+        generator.generate([[1], []])
