@@ -107,10 +107,15 @@ class Adapter:
             raise UserError(f"the adapter in {folder} is damaged ({error}): make it again.") from error
         if not isinstance(description, dict) or description.get("format") != FORMAT:
             raise UserError(f"{folder}/adapter.json is not of format {FORMAT}: make the adapter again.")
-        target = description["target"]
-        if target_hash is not None and target["weights_hash"] != target_hash:
+        try:
+            target, scale = description["target"], float(description["scale"])
+            ranks = jnp.asarray(description["ranks"], jnp.int32)
+            target_name, weights_hash = target["name"], target["weights_hash"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder}/adapter.json is damaged ({error!r}): make the adapter again.") from error
+        if target_hash is not None and weights_hash != target_hash:
             raise UserError(
-                f"the adapter in {folder} was made for {target['name']} (weights {target['weights_hash'][:12]}), the "
+                f"the adapter in {folder} was made for {target_name} (weights {weights_hash[:12]}), the "
                 f"loaded target has weights {target_hash[:12]}: load that target or internalize the document again."
             )
         factors: Factors = {}
@@ -119,8 +124,9 @@ class Adapter:
             factors.setdefault(name, {})[kind] = jnp.asarray(array)
         if not factors or any(set(ab) != {"A", "B"} for ab in factors.values()):
             raise UserError(f"the adapter in {folder} lacks A or B factors: make it again.")
-        ranks = jnp.asarray(description["ranks"], jnp.int32)
-        return cls(factors, ranks, description["scale"], target["name"], target["weights_hash"])
+        if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(factors)):
+            raise UserError(f"the adapter in {folder} holds NaN or infinity: make it again.")
+        return cls(factors, ranks, scale, target_name, weights_hash)
 
 
 def compose(
