@@ -331,12 +331,13 @@ def _read_config(path: str, overrides: Sequence[str]) -> Any:
         raise UserError(f"there is no config {path}: give a file like configs/niah_tiny.py.")
     logging.getLogger("absl").setLevel(logging.ERROR)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    argv = ["d2l", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
     try:
-        rest = values(["d2l", f"--config={path}", *overrides])
+        rest = values(argv)
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} has no field {error}: override one that stands in it.") from error
-    except (flags.Error, ValueError, TypeError) as error:
+    except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:
         raise UserError(f"the config cannot be used ({str(error).strip().splitlines()[0]}): see {path}.") from error
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}: override fields of the config as --config.lr=1e-4.")

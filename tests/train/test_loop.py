@@ -1,0 +1,216 @@
+"""The loop: resumes bit for bit, stops cleanly, and loses nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from d2l.errors import UserError
+from d2l.hypernet.store import load_hypernet
+from d2l.train import loop
+from d2l.train.checkpoint import Checkpoints
+
+STAGE = {"warmup": 1, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 24, "min_tokens": 0, "contexts": 2}
+
+
+def config_for(target_folder):
+    config = ml_collections.ConfigDict(
+        {
+            "target": str(target_folder),
+            "init": "",
+            "seed": 0,
+            "dtype": "float32",
+            "save_dtype": "float32",
+            "loss": "ce",
+            "l1": 0.0,
+            "max_chunk_len": 24,
+            "checkpoint_every": 2,
+            "keep": 2,
+            "hypernet": {
+                "target_modules": ("down_proj",),
+                "features": "early_exit",
+                "layer_idx": 2,
+                "aggregator": "direct",
+                "num_blocks": 1,
+                "latent_size": 16,
+                "num_heads": 2,
+                "num_kv_heads": 2,
+                "head_dim": 8,
+                "rank": 2,
+                "scale": 4.0,
+                "scaler_b_init": 0.1,
+            },
+            "lr": 1e-3,
+            "lr_multipliers": {"scaler_B": 0.2},
+            "optimizer": {"b2": 0.95, "clip": 0.3},
+            "stages": {
+                "one": STAGE | {"order": 0, "steps": 3, "max_tokens": 0},
+                "two": STAGE | {"order": 1, "steps": 4, "max_tokens": 60, "max_chunks": 3},
+            },
+        }
+    )
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def config(target_folder):
+    return config_for(target_folder)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    metrics = loop.train(config, workdir)
+    return workdir, metrics
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_result(a, b):
+    jax.tree.map(np.testing.assert_array_equal, load_hypernet(a / "hypernet")[1], load_hypernet(b / "hypernet")[1])
+
+
+def test_a_run_leaves_scalars_checkpoints_and_its_result(whole):
+    workdir, metrics = whole
+    assert [row["step"] for row in rows(workdir)] == list(range(1, 8))
+    assert {"loss", "ce", "exact", "lr", "grad/head", "grad/scaler_B"} <= set(metrics)
+    assert list((workdir / "tensorboard").iterdir())
+    numbers = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert numbers == [6, 7]
+    description = load_hypernet(workdir / "hypernet")[2]
+    assert description["card"]["updates"] == 7 and description["card"]["max_chunk_len"] == 24
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("last", [2, 3, 5])
+def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, last):
+    """Dies after some updates, inside or between stages; the same command again ends in the same bits."""
+    real = loop.make_step
+    done = 0
+
+    def dying(*args):
+        step = real(*args)
+
+        def run(*inputs):
+            nonlocal done
+            if done == last:
+                raise _Killed
+            done += 1
+            return step(*inputs)
+
+        return run
+
+    monkeypatch.setattr(loop, "make_step", dying)
+    with pytest.raises(_Killed):
+        loop.train(config, tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "hypernet").exists()
+    loop.train(config, tmp_path)
+    same_result(whole[0], tmp_path)
+    final = {row["step"]: row["loss"] for row in rows(tmp_path)}
+    assert final == {row["step"]: row["loss"] for row in rows(whole[0])}
+
+
+def test_a_finished_run_does_nothing_more(config, whole):
+    before = rows(whole[0])
+    loop.train(config, whole[0])
+    assert rows(whole[0]) == before
+
+
+def test_sigterm_saves_and_ends(target_folder, whole, tmp_path):
+    """A real process; it exits 0 with a checkpoint, and the next one finishes the run."""
+    (tmp_path / "conf.py").write_text(
+        "from tests.train.test_loop import config_for\n"
+        f"def get_config():\n    c = config_for({str(target_folder)!r}).unlock()\n    return c\n"
+    )
+    command = [sys.executable, "-m", "d2l.cli", "train", "--config", str(tmp_path / "conf.py")]
+    command += ["--workdir", str(tmp_path / "w")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tmp_path / "w" / "metrics.jsonl"
+    for _ in range(1200):
+        if log.exists() and log.read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert list((tmp_path / "w" / "checkpoints").iterdir())
+    done = subprocess.run(command, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    same_result(whole[0], tmp_path / "w")
+
+
+def test_another_config_is_refused_before_any_work(config, whole):
+    other = ml_collections.ConfigDict(config.to_dict() | {"lr": 2e-3})
+    with pytest.raises(UserError, match="differ in lr"):
+        loop.train(other, whole[0])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
+    real = loop.make_step
+    done = 0
+
+    def poisoned(*args):
+        step = real(*args)
+
+        def run(state, target, batch):
+            nonlocal done
+            state, metrics = step(state, target, batch)
+            done += 1
+            return state, metrics | ({"loss": metrics["loss"] * np.nan} if done == 5 else {})
+
+        return run
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(FloatingPointError, match="step 5"):
+        loop.train(config, tmp_path)
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == 4
+
+
+def test_full_disk_keeps_the_checkpoint_before(config, whole, tmp_path, monkeypatch):
+    real = Checkpoints.save
+
+    def full(self, step, state):
+        if step == 4:
+            monkeypatch.setattr(type(self._checkpointer), "save", _no_space)
+        return real(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(UserError, match="step 4 could not be written"):
+        loop.train(config, tmp_path)
+    monkeypatch.undo()
+    assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [2]
+    loop.train(config, tmp_path)
+    same_result(whole[0], tmp_path)
+
+
+def _no_space(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_stages_are_checked(config):
+    fields = config.to_dict()
+    fields["stages"]["one"]["stepz"] = 3
+    with pytest.raises(UserError, match="stage one has the unknown fields .*stepz"):
+        loop.read_stages(fields)
+    del fields["stages"]["one"]["stepz"], fields["stages"]["two"]["steps"]
+    with pytest.raises(UserError, match="stage two lacks .*steps"):
+        loop.read_stages(fields)
+
+
+def test_unwritable_workdir(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        loop.train(config, tmp_path / "file" / "w")
