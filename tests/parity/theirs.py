@@ -20,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity import cases
 
+transformers.utils.logging.disable_progress_bar()
+
 
 def make_families(folder: pathlib.Path) -> None:
     """Every tiny model as an HF folder, its logits, and the names and shapes of its weights."""
