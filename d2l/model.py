@@ -279,6 +279,8 @@ class DocToLora:
         for _, token in tokens:
             if piece := decoder.step(token):
                 yield piece
+        if piece := decoder.finish():
+            yield piece
 
     def logits(
         self, tokens_QT: Any, adapter: Adapter | None = None, *, contexts: Sequence[int] | None = None

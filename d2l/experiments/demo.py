@@ -79,8 +79,8 @@ def _second[T](function: Callable[[], T]) -> tuple[T, float]:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """The comparison as text."""
-    head = ("method", "prompt", "read document", "answer", "adapter", "KV cache", "answer text")
+    """The comparison as text: costs in a table, then the answers."""
+    head = ("method", "prompt", "read document", "answer", "adapter", "KV cache")
     rows = [
         (
             line.method,
@@ -89,14 +89,13 @@ def table(lines: Sequence[Line]) -> str:
             f"{line.answer_seconds:.2f} s",
             _size(line.adapter_bytes),
             _size(line.kv_bytes),
-            " ".join(line.answer.split()),
         )
         for line in lines
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    )
+    costs = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
+    answers = [f"{line.method.ljust(widths[0])}  {' '.join(line.answer.split())}" for line in lines]
+    return "\n".join([*costs, "", *answers])
 
 
 def _size(count: int) -> str:

@@ -269,10 +269,19 @@ class StreamDecoder:
     def __init__(self, core: tokenizers.Tokenizer):
         self._core = core
         self._stream = decoders.DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._sent = 0
 
     def step(self, index: int) -> str:
         """The text that this id completes, often empty."""
-        return self._stream.step(self._core, index) or ""
+        self._ids.append(index)
+        text = self._stream.step(self._core, index) or ""
+        self._sent += len(text)
+        return text
+
+    def finish(self) -> str:
+        """What was held back to the end: characters that never became whole."""
+        return self._core.decode(self._ids, skip_special_tokens=True)[self._sent :]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from d2l.errors import UserError
 
 # Learned vectors, norms and biases are not decayed.
 DECAYED = ("proj", "head", "w1", "w2")
+SPARED = ("bias_", "scaler_")  # groups of learned vectors, named by target module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,10 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, params: An
 
     def decayed(tree):
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.ndim > 1 and str(path[-1].key).endswith(DECAYED), tree
+            lambda path, leaf: (
+                leaf.ndim > 1 and str(path[-1].key).endswith(DECAYED) and not str(path[0].key).startswith(SPARED)
+            ),
+            tree,
         )
 
     def group(name):
