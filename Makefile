@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed.stamp
+# Named after what is installed: other requirements have no stamp yet, and are installed afresh.
+STAMP := $(VENV)/installed-$(firstword $(shell cat requirements.lock setup.py | cksum))
 
 .PHONY: demo test parity lint clean
 
@@ -20,7 +21,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 # The stamp comes last, so that an interrupted installation starts over.
-$(STAMP): requirements.lock setup.py
+$(STAMP):
 	@rm -rf $(VENV)
 	@python=$$(launch/find_python.sh) && echo "make: environment of $$python in $(VENV)" && "$$python" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
