@@ -10,8 +10,9 @@ from orbax.checkpoint import v1 as ocp
 
 from d2l.errors import UserError
 
-# Orbax tells about every file it writes; the progress line is enough.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax tells about every file it writes, and prints the errors that it raises as well; the progress line and the raised
+# error are enough.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -27,6 +28,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, config: dict[str, Any], *, every: int, keep: int):
         self.every = every
+        self._failed: Exception | None = None
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             _claim(workdir / "config.json", config)
@@ -39,25 +41,42 @@ class Checkpoints:
         )
 
     def restore(self, state: Any) -> tuple[Any, int]:
-        """The latest state and its number, or the given one and 0."""
+        """The latest state and its number, or the given one and 0.
+
+        Raises:
+          UserError: the checkpoint is damaged, or of other shapes.
+        """
         latest = self._checkpointer.latest
         if latest is None:
             return state, 0
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
-        return self._checkpointer.load(latest.step, abstract), latest.step
+        try:
+            return self._checkpointer.load(latest.step, abstract), latest.step
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint of step {latest.step} cannot be read (it is damaged, or of another version's shapes): "
+                f"delete {latest.path} to go on from the one before."
+            ) from error
 
     def save(self, step: int, state: Any) -> None:
         """Write a checkpoint; on an error the ones before stay whole."""
         try:
             self._checkpointer.save(step, state, force=True)
         except (OSError, ValueError) as error:
+            self._failed = error
             raise UserError(
                 f"the checkpoint of step {step} could not be written ({str(error).splitlines()[0]}): make room and run "
                 "the same command again, it goes on from the checkpoint before."
             ) from error
 
     def close(self) -> None:
-        self._checkpointer.close()
+        """Wait for what is under way; the error of a failed save is not raised a second time."""
+        try:
+            self._checkpointer.close()
+        except Exception as error:
+            if error is not self._failed:
+                raise
+            self._checkpointer.close()  # Orbax tells each thread of an error once, then closes
 
 
 def _claim(path: pathlib.Path, config: dict[str, Any]) -> None:
