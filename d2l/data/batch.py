@@ -135,7 +135,7 @@ class NeedleStage:
       contexts: documents a step; one query each.
       min_tokens, max_tokens: length of a document; 0, 0 is the needle alone.
       max_chunks, min_chunk_len, max_chunk_len: how documents are cut (`draw_num_chunks`).
-      chunks: chunks of a batch, at most; documents are cut less where the draw would need more.
+      chunks: chunks of a batch, at most; the last documents are cut less, or drawn shorter, where more were needed.
       teacher: also make the teacher's prompts.
     """
 
@@ -159,6 +159,7 @@ class NeedleBatches:
         prompt = wrapper + len(tokenizer.encode(QUESTION)) + response - 1
         longest = max(stage.max_tokens, len(tokenizer.encode(NEEDLE.format("0042"))))
         self.longest = longest
+        self.least = -(-max(stage.min_tokens, len(tokenizer.encode(NEEDLE.format("0042")))) // stage.max_chunk_len)
         self.shapes = Shapes(
             contexts=stage.contexts,
             chunks=stage.chunks or stage.contexts * stage.max_chunks,
@@ -168,13 +169,28 @@ class NeedleBatches:
             response_tokens=response,
             teacher_tokens=prompt + longest + len(tokenizer.encode("\n\n")) if stage.teacher else 0,
         )
+        if -(-longest // stage.max_chunk_len) > stage.max_chunks:
+            raise UserError(
+                f"documents of {longest} tokens do not fit into {stage.max_chunks} chunks of {stage.max_chunk_len}: "
+                "raise max_chunks or max_chunk_len of the stage, or lower max_tokens."
+            )
+        if self.shapes.chunks < stage.contexts * self.least:
+            raise UserError(
+                f"{stage.contexts} documents need {stage.contexts * self.least} chunks or more, the stage has room for "
+                f"{self.shapes.chunks}: raise chunks."
+            )
 
     def __getitem__(self, index: int) -> Batch:
         stage, tokenizer = self.stage, self.tokenizer
         rng = np.random.default_rng((self.seed, index))
-        needles = [make_needle(rng, tokenizer, stage.min_tokens, self.longest) for _ in range(stage.contexts)]
-        documents = [tokenizer.encode(needle.document) for needle in needles]
-        needed = [-(-len(ids) // stage.max_chunk_len) for ids in documents]
+        documents, needles, needed = [], [], []
+        for index in range(stage.contexts):
+            # A document may be as long as leaves room for the shortest ones after it.
+            room = self.shapes.chunks - sum(needed) - self.least * (stage.contexts - 1 - index)
+            longest = min(self.longest, room * stage.max_chunk_len)
+            needles.append(make_needle(rng, tokenizer, stage.min_tokens, longest))
+            documents.append(tokenizer.encode(needles[-1].document))
+            needed.append(-(-len(documents[-1]) // stage.max_chunk_len))
         spare = self.shapes.chunks - sum(needed)
         examples = []
         for needle, ids, least in zip(needles, documents, needed, strict=True):
