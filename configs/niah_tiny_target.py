@@ -31,8 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
     stage = {"warmup": 20, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 256, "min_tokens": 0}
     config.stages = ml_collections.ConfigDict(
         {
-            "needle": stage | {"order": 0, "steps": 400, "contexts": 128, "max_tokens": 0},
-            "haystack": stage | {"order": 1, "steps": 500, "contexts": 48, "max_tokens": 190, "final": 0.1},
+            "short": stage | {"order": 0, "steps": 120, "contexts": 96, "max_tokens": 48},
+            "full": stage | {"order": 1, "steps": 100, "contexts": 40, "max_tokens": 224, "final": 0.1},
         }
     )
     return config
