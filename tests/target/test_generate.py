@@ -117,8 +117,9 @@ def test_one_decode_step_compiles_for_many_lengths(target):
     generator = Generator(target.config, target.params)
     for lengths in ([3], [20], [30]):
         generator.generate(prompts_of(lengths), max_new_tokens=20)
-    assert generator._prefill._cache_size() == 1
-    assert generator._continue._cache_size() <= 2  # caches of 32 and 64 slots
+    # Prompts of up to 32 tokens with caches of 32 or 64 slots.
+    assert generator._prefill._cache_size() == 2
+    assert generator._continue._cache_size() == 2
 
 
 @given(st.integers(1, 100_000), st.sampled_from([1, 32]))
