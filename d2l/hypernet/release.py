@@ -24,10 +24,9 @@ from d2l.target.config import TargetConfig
 from d2l.target.weights import load_target
 
 HEAD_DIM = 128  # of the release's Perceiver; not in its config
-# Fields that older checkpoints lack, and what they then mean.
-DEFAULTS = {"num_pre_head_layers": 4, "use_bias": True, "use_per_rank_bias": False}
-# Options of the release that no published checkpoint uses, by the value that switches them off.
-UNSUPPORTED = {"use_light_weight_lora": False, "use_token_mixing": False, "use_per_rank_bias": False}
+# Fields that older checkpoints lack, and what they then mean. The fields use_per_rank_bias, use_light_weight_lora and
+# use_token_mixing are pickled but computed nowhere in the release; tensors that they might have left are errors.
+DEFAULTS = {"num_pre_head_layers": 4, "use_bias": True}
 
 
 def import_checkpoint(checkpoint: str | pathlib.Path, base: str | pathlib.Path, out: str | pathlib.Path) -> None:
@@ -36,14 +35,12 @@ def import_checkpoint(checkpoint: str | pathlib.Path, base: str | pathlib.Path, 
     Raises:
       UserError: an unreadable, hostile or unsupported checkpoint, or a target that it was not made for.
     """
-    config, params, encoder = read_release(checkpoint)
+    config, params, about = read_release(checkpoint)
     target = load_target(base)
     check_target(config, target.config)
-    card = {
-        "source": "checkpoint of the PyTorch release",
-        "file": pathlib.Path(checkpoint).name,
-        "ctx_encoder": encoder,
-    }
+    if about["ctx_encoder"] is None:
+        check_encoder(config, target.config)
+    card = {"source": "checkpoint of the PyTorch release", "file": pathlib.Path(checkpoint).name} | about
     save_hypernet(out, config, params, target_name=target.name, target_hash=target.weights_hash, card=card)
 
 
@@ -56,12 +53,13 @@ def check_target(config: HypernetConfig, target: TargetConfig) -> None:
             f"the checkpoint is for {config.num_layers} layers with {asked}, the base has {target.num_hidden_layers} "
             f"layers with {sizes}: give the model it was trained for."
         )
-    if config.feature_size == target.hidden_size:
-        check_encoder(config, target)
 
 
-def read_release(checkpoint: str | pathlib.Path) -> tuple[HypernetConfig, Any, str | None]:
-    """Config, float32 parameters, and the context encoder's name where it is not the target.
+def read_release(checkpoint: str | pathlib.Path) -> tuple[HypernetConfig, Any, dict[str, Any]]:
+    """Config, float32 parameters, and about whom they were trained with.
+
+    The last is `{"ctx_encoder": name, or None for the target itself, "ctx_encoder_quantized": bool}`: the release may
+    read documents with a 4-bit encoder, which here runs in full precision.
 
     Raises as `import_checkpoint`.
     """
@@ -69,27 +67,30 @@ def read_release(checkpoint: str | pathlib.Path) -> tuple[HypernetConfig, Any, s
     missing = [name for name in ("hypernet_config", "ctx_encoder_args") if not isinstance(content.get(name), Record)]
     if missing:
         raise UserError(f"{checkpoint} has no {' and no '.join(missing)}: give a checkpoint of a hypernetwork.")
-    tensors = {
-        name.removeprefix("_orig_mod.").replace("._orig_mod.", "."): value.array
-        for name, value in content.items()
-        if isinstance(value, Tensor)
-    }
     try:
+        tensors = {
+            name.removeprefix("_orig_mod.").replace("._orig_mod.", "."): value.array
+            for name, value in content.items()
+            if isinstance(value, Tensor)
+        }
         encoder = content["ctx_encoder_args"].fields
+        encoder_name = encoder.get("ctx_encoder_model_name_or_path")
+        about = {
+            "ctx_encoder": None if encoder_name == content.get("base_model_name_or_path") else encoder_name,
+            "ctx_encoder_quantized": bool(encoder.get("quantize_ctx_encoder")),
+        }
         config = _config(content["hypernet_config"].fields, encoder, tensors)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the config pickled in {checkpoint} cannot be read ({error!r}): fetch it again.") from error
-    return config, _params(config, tensors, str(checkpoint)), encoder.get("ctx_encoder_model_name_or_path")
+    return config, _params(config, tensors, str(checkpoint)), about
 
 
 def _config(hyper: dict[str, Any], encoder: dict[str, Any], tensors: dict[str, np.ndarray]) -> HypernetConfig:
     hyper = DEFAULTS | {name: value for name, value in hyper.items() if value is not None}
     aggregator, lora = hyper["aggregator_config"].fields, hyper["lora_config"].fields
-    for name, off in UNSUPPORTED.items():
-        if hyper.get(name, off) != off:
-            raise UserError(f"the checkpoint sets {name}, which is not supported: give one without it.")
+    _check_sizes(hyper, aggregator, lora, len(tensors))
     if _plain(aggregator["aggregator_type"]) != "perceiver" or not aggregator.get("per_rank_gen", True):
         raise UserError("the checkpoint's aggregator is not a Perceiver with one query a rank: that is not supported.")
     if hyper.get("extra_modules"):
@@ -113,7 +114,7 @@ def _config(hyper: dict[str, Any], encoder: dict[str, Any], tensors: dict[str, n
         scale=float(lora["lora_alpha"]),
         features=names.get(kind, kind),
         layer_idx=encoder.get("layer_idx") if kind == "early_exit" else None,
-        ctx_encoder_last_layer=encoder.get("ctx_encoder_last_layer"),
+        ctx_encoder_last_layer=encoder.get("ctx_encoder_last_layer") if kind == "per_layer_activations" else None,
         latent_size=hyper["latent_size"],
         num_latents=aggregator["n_latent_queries"],
         num_blocks=aggregator["num_blocks"],
@@ -123,9 +124,21 @@ def _config(hyper: dict[str, Any], encoder: dict[str, Any], tensors: dict[str, n
         num_kv_heads=tensors[attention + "k_proj.weight"].shape[0] // HEAD_DIM,
         head_dim=HEAD_DIM,
         num_pre_head_layers=hyper["num_pre_head_layers"],
-        per_layer_processing="layers.0.layers.0.weight" in tensors,
+        per_layer_processing=bool(hyper["per_layer_processing"]),
         use_bias=bool(hyper["use_bias"]),
     )
+
+
+def _check_sizes(hyper: dict[str, Any], aggregator: dict[str, Any], lora: dict[str, Any], num_tensors: int) -> None:
+    """Refuse sizes that this many tensors cannot have, before anything is laid out after them."""
+    sizes = {"r": lora["r"], "latent_size": hyper["latent_size"], "feature_size": aggregator["feature_size"]}
+    sizes |= {name: aggregator[name] for name in ("n_latent_queries", "num_blocks")}
+    counts = {name: aggregator[name] for name in ("num_blocks", "num_self_attn_per_block")}
+    counts["num_pre_head_layers"] = hyper["num_pre_head_layers"]
+    for name, size in (sizes | counts).items():
+        most = num_tensors if name in counts else 1 << 24
+        if type(size) is not int or not (name in sizes) <= size <= most:
+            raise UserError(f"the checkpoint's config has {name} {size!r:.50}: give a whole checkpoint of the release.")
 
 
 def _plain(value: Any) -> Any:
