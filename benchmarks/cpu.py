@@ -176,6 +176,8 @@ def internalize_once(hypernet: pathlib.Path, tokens: int) -> dict[str, float]:
             compiling.append(duration)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    loading = peak_bytes()
+    reset_peak()
     before = peak_bytes()
     start = time.perf_counter()
     adapter = model.internalize(text, max_chunk_len=PROMPT)
@@ -185,7 +187,8 @@ def internalize_once(hypernet: pathlib.Path, tokens: int) -> dict[str, float]:
         "seconds": time.perf_counter() - start - sum(compiling),
         "compile_seconds": sum(compiling),
         "peak_bytes": peak_bytes(),
-        "peak_bytes_before": before,
+        "loaded_bytes": before,
+        "loading_peak_bytes": loading,
         "adapter_bytes": adapter.nbytes,
     }
 
@@ -194,6 +197,11 @@ def peak_bytes() -> int:
     """Largest resident size of this process so far."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
+
+
+def reset_peak() -> None:
+    """Start the peak over at the present size, or that of loading would hide what comes after it (Linux)."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def scale(hypernet: pathlib.Path, lengths: Sequence[int]) -> dict[str, Any]:
