@@ -150,7 +150,8 @@ def compose(
       Factors `[L, C, R, d]` with R = (max_chunks + 1) r (without bias max_chunks r), and the ranks `[C]` in use.
     """
     rank = next(iter(chunks.values()))["A"].shape[2]
-    slots = max_chunks + (bias is not None)
+    extra = int(bias is not None)
+    slots = max_chunks + extra
     buffer = {
         name: {key: jnp.zeros((a.shape[1], num_contexts, slots * rank, a.shape[3]), a.dtype) for key, a in ab.items()}
         for name, ab in chunks.items()
@@ -159,7 +160,7 @@ def compose(
     counts_C = jnp.zeros(num_contexts, jnp.int32).at[_drop_negative(context_N, num_contexts)].add(1, mode="drop")
     if bias is not None:
         factors = place_bias(factors, bias, counts_C)
-    return factors, (counts_C + (bias is not None)) * rank
+    return factors, (counts_C + extra) * rank
 
 
 def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Array) -> Factors:

@@ -99,6 +99,12 @@ class DocToLora:
                 f"the hypernetwork was trained for {made_for['name']} (weights {made_for['weights_hash'][:12]}), the "
                 f"loaded target is {self.target.name} (weights {self.target.weights_hash[:12]}): load the one it names."
             )
+        reader = hypernet.description["card"].get("ctx_encoder")
+        if reader is not None and self._encoder is self.target:
+            raise UserError(
+                f"the hypernetwork reads documents through {reader}, which is not the target: give that model as "
+                "ctx_encoder."
+            )
         check_encoder(hypernet.config, self._encoder.config)
 
     @property

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, in float32 at full precision, with silent rank promotion an error."""
+"""Every test runs on the CPU, in float32 at full precision, with silent promotion of ranks and dtypes an error."""
 
 import os
 
@@ -8,12 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import dataclasses
+import zlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 from d2l.data.niah import NEEDLE, NOISE, QUESTION  # noqa: E402
@@ -87,7 +89,7 @@ def lively(params, seed: int = 0):
     """Parameters large enough that outputs differ: matrices times ten, norms perturbed."""
 
     def change(path, a):
-        key = jax.random.fold_in(jax.random.key(seed), hash(str(path)) % (1 << 30))
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(str(path).encode()) % (1 << 30))
         return a * 10 if a.ndim > 2 or "embed" in str(path) else a + 0.3 * jax.random.normal(key, a.shape)
 
     return jax.tree_util.tree_map_with_path(change, params)

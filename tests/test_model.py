@@ -1,6 +1,7 @@
 """`DocToLora`: several documents equal one at a time, streams equal the plain computation, misuse is refused."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -175,3 +176,13 @@ def test_another_model_may_read_the_documents(target_folder, tmp_path):
     assert model.generate(["a", "b", "c"], adapter, max_new_tokens=2)
     with pytest.raises(UserError, match="hidden size 32"):
         d2l.load(target_folder, folder)
+
+
+def test_a_reader_named_by_the_card_is_never_replaced_by_the_target(target_folder, tmp_path):
+    folder = _save(target_folder, tmp_path)
+    description = json.loads((folder / "hypernet.json").read_text())
+    description["card"]["ctx_encoder"] = "org/reader"
+    (folder / "hypernet.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="through org/reader"):
+        d2l.load(target_folder, folder)
+    assert d2l.load(target_folder, folder, ctx_encoder=target_folder).internalize("The sky is blue.")

@@ -86,4 +86,10 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, params: An
         )
 
     labels = {name: jax.tree.map(lambda _, name=name: name, part) for name, part in params.items()}
-    return optax.partition({name: group(name) for name in params}, labels)
+    optimizer = optax.partition({name: group(name) for name in params}, labels)
+
+    def update(grads, state, params):
+        with jax.numpy_dtype_promotion("standard"):  # optax adds integers and floats, also where all else is strict
+            return optimizer.update(grads, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
