@@ -82,7 +82,11 @@ def loss_fn(
     ce_N, hit_N = losses.cross_entropy(decoder.unembed, student_ND, batch["response_tokens"].reshape(-1))
     ce = jnp.sum(weight_QR * ce_N.reshape(mask_QR.shape))
     wrong_Q = jnp.any((hit_N.reshape(mask_QR.shape) == 0) & (mask_QR > 0), axis=1)
-    metrics = {"ce": ce, "exact": jnp.sum(batch["query_weight"] * (1.0 - wrong_Q.astype(jnp.float32))), "l1": losses.l1(factors)}
+    metrics = {
+        "ce": ce,
+        "exact": jnp.sum(batch["query_weight"] * (1.0 - wrong_Q.astype(jnp.float32))),
+        "l1": losses.l1(factors),
+    }
     if step.loss == "kl":
         teacher_ND = jax.lax.stop_gradient(response(batch["teacher_tokens"], batch["teacher_index"]))
         top = losses.teacher_top_k(decoder.unembed, teacher_ND)
