@@ -1,0 +1,77 @@
+"""One document and what is asked about it: the record that every data set, generator and evaluation speaks."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from d2l.errors import UserError
+
+
+class Query(NamedTuple):
+    """One question about a document.
+
+    Attributes:
+      question: as a person would ask it.
+      answers: reference answers, the first one being what a model is trained on; empty where a set hides them.
+      kind: what sort of question it is, where the set tells (`multi_hop`, `contradiction`); else "".
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One context with its queries.
+
+    Attributes:
+      id: unique within its source and split.
+      context: text of the document.
+      source: name of the set that it comes from.
+      split: `train`, `validation` or `test`.
+    """
+
+    id: str
+    context: str
+    queries: tuple[Query, ...]
+    source: str
+    split: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists; `from_json` is the inverse."""
+        queries = [
+            {"question": q.question, "answers": list(q.answers)} | ({"kind": q.kind} if q.kind else {})
+            for q in self.queries
+        ]
+        fields = {"id": self.id, "source": self.source, "split": self.split}
+        return fields | {"context": self.context, "queries": queries}
+
+    @classmethod
+    def from_json(cls, fields: Any) -> "Record":
+        """The record of what `to_json` gave.
+
+        Raises:
+          UserError: a field is missing, unknown or of another type; the sentence names it.
+        """
+        _check_fields("record", fields, {"id": str, "context": str, "queries": list, "source": str, "split": str})
+        queries = []
+        for query in fields["queries"]:
+            _check_fields("query", query, {"question": str, "answers": list, "kind": str}, optional=("kind",))
+            if wrong := [answer for answer in query["answers"] if not isinstance(answer, str)]:
+                raise UserError(f"a query's answer is {wrong[0]!r}: give text.")
+            queries.append(Query(query["question"], tuple(query["answers"]), query.get("kind", "")))
+        return cls(**(fields | {"queries": tuple(queries)}))
+
+
+def _check_fields(what: str, fields: Any, types: dict[str, type], optional: tuple[str, ...] = ()) -> None:
+    if not isinstance(fields, dict):
+        raise UserError(f"a {what} is {fields!r:.60}: give an object with {', '.join(types)}.")
+    if unknown := sorted(fields.keys() - types.keys()):
+        raise UserError(f"a {what} has the unknown field {unknown[0]!r}: give only {', '.join(types)}.")
+    for name, kind in types.items():
+        if name not in fields:
+            if name not in optional:
+                raise UserError(f"a {what} has no {name!r}: give {', '.join(types)}.")
+        elif not isinstance(fields[name], kind):
+            wanted = {str: "text", list: "a list"}[kind]
+            raise UserError(f"{name!r} of a {what} is {fields[name]!r:.60}: give {wanted}.")
