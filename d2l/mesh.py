@@ -1,0 +1,184 @@
+"""The device mesh, and where every array of training lives on it.
+
+Axes: `data` splits the groups of a batch; `fsdp` splits groups too, and stores parameters in shards that are gathered
+where they are used; `model` splits heads and MLP width, in storage and in compute.
+
+All axes are explicit: an array's type names the axes that split it. Without a mesh (`jax.set_mesh` not called)
+everything here that runs inside a jitted function does nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from d2l.errors import UserError
+
+DATA, FSDP, MODEL = "data", "fsdp", "model"
+AXES = (DATA, FSDP, MODEL)
+GROUP_AXES = (DATA, FSDP)  # of a batch's groups
+
+# The last two axes of each matrix, by the parameter's name; layers and modules are stacked in front of them. A matrix
+# whose output is split over `model` is followed by one whose input is, so that one sum over chips ends the pair.
+COLUMNS = (MODEL, FSDP)  # [out, in], output split
+ROWS = (FSDP, MODEL)  # [out, in], input split
+MATRICES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), COLUMNS),
+    **dict.fromkeys(("o_proj", "down_proj"), ROWS),
+    "w1": (FSDP, MODEL),  # [in, out]
+    "w2": (MODEL, FSDP),
+    # Stored in shards, used whole: the output head works on a share of the rows, the hypernetwork's is a small product.
+    "embed_tokens": ((MODEL, FSDP), None),
+    "lm_head": ((MODEL, FSDP), None),
+    "head": ((MODEL, FSDP), None),
+}
+STORED_ONLY = ("embed_tokens", "lm_head", "head")
+VECTORS = {"b1": (MODEL,)}
+# Groups of small learned arrays that are named by target module; replicated.
+REPLICATED_GROUPS = ("bias_A", "bias_B", "scaler_A", "scaler_B")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config's `mesh` section; enter it with `jax.set_mesh`.
+
+    Args:
+      sizes: devices along `data`, `fsdp` and `model`; one of them may be -1, which takes what is left. Default 1.
+      devices: default all devices of all processes.
+
+    Raises:
+      UserError: an unknown axis, or sizes that do not multiply to the number of devices.
+    """
+    if unknown := set(sizes) - set(AXES):
+        raise UserError(f"mesh has the unknown axes {sorted(unknown)}: the axes are {', '.join(AXES)}.")
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    known = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise UserError(f"mesh is {dict(sizes)}: give positive sizes, and -1 for at most one axis.")
+    if len(devices) % known or (-1 not in shape and known != len(devices)):
+        raise UserError(
+            f"mesh {dict(sizes)} needs {'a multiple of ' if -1 in shape else ''}{known} devices, there are "
+            f"{len(devices)}: change config.mesh."
+        )
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def group_shards(mesh: Mesh) -> int:
+    """How many parts the groups of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in GROUP_AXES)
+
+
+def check_divisible(mesh: Mesh, *, groups: int | None = None, **heads: int) -> None:
+    """Raise a `UserError` naming both numbers where the mesh does not divide a batch or a model.
+
+    Args:
+      groups: groups of a batch, split over `data` and `fsdp`.
+      heads: what is split over `model`, by its name in the message.
+    """
+    if groups is not None and groups % group_shards(mesh):
+        raise UserError(
+            f"a batch of {groups} groups cannot be split over data x fsdp = {group_shards(mesh)} devices: make "
+            "config.groups a multiple of that, or change config.mesh."
+        )
+    for name, size in heads.items():
+        if size % mesh.shape[MODEL]:
+            raise UserError(
+                f"{name} is {size}, which the {mesh.shape[MODEL]} devices of the model axis do not divide: lower "
+                "config.mesh.model."
+            )
+
+
+# ---------------------------------------------------------------- one description of each parameter
+
+
+def stored_spec(path: tuple[Any, ...], ndim: int) -> P:
+    """Storage axes of the parameter (or of its gradient or optimiser moment) at a tree path."""
+    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    name = names[-1] if names else ""
+    last = MATRICES.get(name) or VECTORS.get(name) or ()
+    if set(names) & set(REPLICATED_GROUPS) or len(last) > ndim:
+        last = ()
+    return P(*(None,) * (ndim - len(last)), *last)
+
+
+def used_spec(path: tuple[Any, ...], ndim: int) -> P:
+    """Axes of a parameter in compute: those of storage without the ones it is gathered over."""
+    spec = stored_spec(path, ndim)
+    name = str(getattr(path[-1], "key", "")) if path else ""
+    return P(*(MODEL if axis == MODEL and name not in STORED_ONLY else None for axis in spec))
+
+
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Storage shardings of a tree of parameters, gradients or optimiser state, by the names of its leaves.
+
+    Args:
+      tree: arrays or `jax.ShapeDtypeStruct`: a target, a hypernetwork or a whole train state.
+
+    Raises:
+      UserError: the mesh does not divide an axis of a parameter; both numbers are named.
+    """
+
+    def sharding(path, leaf):
+        spec = stored_spec(path, len(leaf.shape))
+        for size, axes in zip(leaf.shape, spec, strict=True):
+            parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+            if size % parts:
+                raise UserError(
+                    f"{jax.tree_util.keystr(path, simple=True, separator='.')} has an axis of {size}, which {parts} "
+                    f"devices ({axes}) do not divide: change config.mesh."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Shardings of a batch `{name: [accumulate, groups, ...]}`."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, P(None, GROUP_AXES)), tree)
+
+
+def abstract(shardings: Any, tree: Any) -> Any:
+    """`tree` as `jax.ShapeDtypeStruct` with the given shardings, for lowering without data."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+
+# ---------------------------------------------------------------- inside a jitted function
+
+
+def has_mesh() -> bool:
+    """Whether a mesh is set."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def reshard(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` split over the given axes, one or None for each of its own."""
+    return jax.sharding.reshard(x, P(*axes)) if has_mesh() else x
+
+
+def gather(params: Any) -> Any:
+    """Parameters as they are used: gathered over `fsdp`; their gradients are summed back into the shards."""
+    if not has_mesh():
+        return params
+    return jax.tree_util.tree_map_with_path(lambda path, a: jax.sharding.reshard(a, used_spec(path, a.ndim)), params)
+
+
+def split_of(x: jax.Array, axis: int) -> Any:
+    """The mesh axes that split an axis of `x`, or None."""
+    return jax.typeof(x).sharding.spec[axis] if has_mesh() else None
+
+
+def product(spec: str, x: jax.Array, w: jax.Array, *, out: int, dtype: jnp.dtype | None = None) -> jax.Array:
+    """`jnp.einsum(spec, x, w)` whose last axis is the axis `out` of w and split as that; the others are whole.
+
+    A contraction over a split axis ends in a sum over the chips.
+    """
+    if not has_mesh():
+        return jnp.einsum(spec, x, w, preferred_element_type=dtype)
+    ndim = len(spec.partition("->")[2])
+    sharding = P(*(None,) * (ndim - 1), split_of(w, out))
+    return jnp.einsum(spec, x, w, preferred_element_type=dtype, out_sharding=sharding)
