@@ -3,7 +3,25 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from d2l.errors import UserError
+
+
+class Teacher(NamedTuple):
+    """What the target itself answered with the document in its prompt, stored ahead (SPEC 5).
+
+    Letters: R response tokens with the end token, k tokens kept.
+
+    Attributes:
+      response: int32 `[R]`.
+      tokens: the likeliest tokens at each, int32 `[R, k]`.
+      logp: their log-probabilities over the full vocabulary, float32 `[R, k]`.
+    """
+
+    response: np.ndarray
+    tokens: np.ndarray
+    logp: np.ndarray
 
 
 class Query(NamedTuple):
@@ -13,11 +31,13 @@ class Query(NamedTuple):
       question: as a person would ask it.
       answers: reference answers, the first one being what a model is trained on; empty where a set hides them.
       kind: what sort of question it is, where the set tells (`multi_hop`, `contradiction`); else "".
+      teacher: the target's own answer, in self-generated data; not part of the JSON.
     """
 
     question: str
     answers: tuple[str, ...]
     kind: str = ""
+    teacher: Teacher | None = None
 
 
 @dataclasses.dataclass(frozen=True)
