@@ -19,7 +19,7 @@ DEFAULT_HYPERNET = CHECKPOINTS / "niah_smollm2"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args, rest = _parser().parse_known_args(argv)
-    if rest and args.command != "train":
+    if rest and "config" not in args:
         print(f"d2l {args.command}: unknown argument {rest[0]!r}: see d2l {args.command} --help.", file=sys.stderr)
         return 2
     args.rest = rest
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", train, "train what a config describes; the same command again resumes", model=False)
     sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.lr=1e-4")
     sub.add_argument("--workdir", required=True, help="checkpoints, logs and the result go here")
+
+    sub = command("params", params, "print the parameter table of a config", model=False)
+    sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.lr=1e-4")
 
     sub = command("import-checkpoint", import_checkpoint, "convert a checkpoint of the PyTorch release", model=False)
     sub.add_argument("checkpoint", help="pytorch_model.bin")
@@ -192,6 +195,12 @@ def train(args: argparse.Namespace) -> None:
     else:
         raise UserError(f"{args.config} has kind {kind!r}: it must be hypernet or target.")
     print(json.dumps({name: round(value, 5) for name, value in (metrics or {}).items()}))
+
+
+def params(args: argparse.Namespace) -> None:
+    from d2l.experiments.params import parameter_table
+
+    print(parameter_table(_read_hypernet_config(args.config, args.rest)))
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:
@@ -342,6 +351,14 @@ def _read_config(path: str, overrides: Sequence[str]) -> Any:
     if len(rest) > 1:
         raise UserError(f"unknown argument {rest[1]!r}: override fields of the config as --config.lr=1e-4.")
     return values.config
+
+
+def _read_hypernet_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """As `_read_config`, of a config that trains a hypernetwork, as a plain dict."""
+    config = _read_config(path, overrides).to_dict()
+    if config.get("kind", "hypernet") != "hypernet":
+        raise UserError(f"{path} trains a {config['kind']}, not a hypernetwork: give a config that does.")
+    return config
 
 
 if __name__ == "__main__":
