@@ -356,7 +356,7 @@ def _batches(chunks: list[list[list[int]]], pad_id: int) -> Iterator[tuple[np.nd
     groups: dict[int, list[tuple[list[int], int, int]]] = {}
     for context, parts in enumerate(chunks):
         for slot, ids in enumerate(parts):
-            groups.setdefault(bucket(len(ids), 32), []).append((ids, context, slot))
+            groups.setdefault(bucket(len(ids), 32, parts=8), []).append((ids, context, slot))
     for width, rows in sorted(groups.items()):
         most = max(1, TOKENS_PER_CALL // width)
         for start in range(0, len(rows), most):

@@ -20,13 +20,13 @@ from d2l.target.decoder import Decoder, Params, abstract_decoder, init_cache, un
 PREFILL_PIECE = 2048  # longer prompts go through the decoder in pieces of this many tokens
 
 
-def bucket(size: int, smallest: int = 1) -> int:
-    """The next of smallest * (4, 5, 6, 7) / 4 * 2^n: few shapes to compile for, at most a fifth of each unused.
+def bucket(size: int, smallest: int = 1, parts: int = 4) -> int:
+    """The next of smallest * (1 + i / parts) * 2^n: few shapes to compile for, at most 1 / (parts + 1) of each unused.
 
-    Below 4 * `smallest` the buckets are its multiples.
+    Below `parts` * `smallest` the buckets are its multiples; `parts` is a power of two.
     """
     units = -(-size // smallest)
-    step = 1 << max(units - 1, 1).bit_length() - 3 if units > 4 else 1
+    step = max(1, (1 << (units - 1).bit_length() - 1) // parts) if units > 1 else 1
     return -(-units // step) * step * smallest
 
 

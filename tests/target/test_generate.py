@@ -122,12 +122,12 @@ def test_one_decode_step_compiles_for_many_lengths(target):
     assert generator._continue._cache_size() == 2
 
 
-@given(st.integers(1, 100_000), st.sampled_from([1, 32]))
-def test_buckets_hold_their_sizes_and_waste_little(size, smallest):
-    found = bucket(size, smallest)
+@given(st.integers(1, 100_000), st.sampled_from([1, 32]), st.sampled_from([4, 8]))
+def test_buckets_hold_their_sizes_and_waste_little(size, smallest, parts):
+    found = bucket(size, smallest, parts)
     assert found >= size and found % smallest == 0
-    assert found <= max(1.26 * size, size + smallest)
-    assert bucket(found, smallest) == found
+    assert found - size < max(found / (parts + 1), smallest)
+    assert bucket(found, smallest, parts) == found
 
 
 def test_bad_arguments_are_named(generator):
