@@ -41,7 +41,7 @@ tpu() {
 # ---------------------------------------------------------------- a slice
 STATE=ABSENT
 if [[ -z "${DRY_RUN:-}" ]]; then
-    gcloud compute tpus tpu-vm list --zone="$ZONE" --limit=1 >/dev/null # missing credentials end here, in gcloud's words
+    gcloud compute tpus tpu-vm list --zone="$ZONE" --limit=1 >/dev/null # no credentials: it says so and ends
     STATE=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" --format='value(state)' 2>/dev/null) ||
         STATE=ABSENT
 fi
