@@ -23,9 +23,9 @@ MEN = (
 ).split()
 SURNAME_STARTS = (
     "Alder Ark Ash Bar Beck Bel Birch Black Bram Bran Brook Cald Carl Clay Cold Cran Cros Dar Den Dray Dun East Ed El "
-    "Fair Fen Fern Field Fal Garn Gil Glen Gold Gran Green Hal Ham Har Hart Hath Haw Hazel Holt Hurst Kel Ken King Lang "
-    "Lin Lock Lyn Mal Mar Mer Mid Mor Nor Oak Old Os Pem Pen Quin Rad Raven Red Ros Row Sand Sel Sher Stan Ster "
-    "Thorn Til Tre Ul Wal War Wes Whit Win Wolf Wyn Yar"
+    "Fair Fen Fern Field Fal Garn Gil Glen Gold Gran Green Hal Ham Har Hart Hath Haw Hazel Holt Hurst Kel Ken King "
+    "Lang Lin Lock Lyn Mal Mar Mer Mid Mor Nor Oak Old Os Pem Pen Quin Rad Raven Red Ros Row Sand Sel Sher Stan "
+    "Ster Thorn Til Tre Ul Wal War Wes Whit Win Wolf Wyn Yar"
 ).split()
 SURNAME_ENDS = (
     "bright brook burn by combe croft dale den ell erby field ford gate grove ham hart holm hurst ingham land ley low "
