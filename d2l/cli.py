@@ -55,14 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("demo", demo, "answer about a document in three ways, with times and bytes", document=True)
-    sub.add_argument("--document", help="text file to read instead of a haystack with a needle")
+    sub.add_argument("--document", help="file to read instead of a haystack with a needle")
     sub.add_argument("--question", help="what to ask about --document")
     sub.add_argument("--tokens", type=int, default=1024, help="length of the haystack")
     sub.add_argument("--seed", type=int, default=0, help="which haystack")
     sub.add_argument("--max-new-tokens", type=int, default=48)
 
     sub = command("internalize", internalize, "write the adapter of one or several documents", document=True)
-    sub.add_argument("documents", nargs="+", help="text files, or - for standard input")
+    sub.add_argument("documents", nargs="+", help="text, HTML, PDF, DOCX or EPUB files, or - for standard input")
     sub.add_argument("--out", required=True, help="adapter folder to write")
 
     sub = command("ask", ask, "answer questions with an adapter")
@@ -293,19 +293,17 @@ def _dtype(name: str) -> str:
 
 
 def _read(name: str) -> str:
-    """A text file, or standard input for `-`."""
+    """The text of a document, or standard input for `-`."""
+    if name != "-":
+        from d2l.data.documents import read_document
+
+        return read_document(name).text
     try:
-        data = sys.stdin.buffer.read() if name == "-" else pathlib.Path(name).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {name} ({error.strerror}): give a text file.") from error
-    if b"\0" in data:
-        raise UserError(f"{name} is binary, not text: give a UTF-8 text file.")
-    try:
-        text = data.decode()
+        text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from error
+        raise UserError(f"standard input is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from error
     if not text.strip():
-        raise UserError(f"{name} is empty: give a text with words in it.")
+        raise UserError("standard input is empty: give a text with words in it.")
     return text
 
 

@@ -93,7 +93,7 @@ def test_documents_that_cannot_be_read(options, tmp_path, capsys):
     def sentence():
         return fails(capsys, "internalize", path, "--out", out, *options)
 
-    assert "cannot read" in sentence()
+    assert "cannot be read" in sentence()
     path.write_text(" \n\t ")
     assert "is empty" in sentence()
     path.write_bytes(b"text\0binary")
@@ -102,7 +102,7 @@ def test_documents_that_cannot_be_read(options, tmp_path, capsys):
     assert "not UTF-8 (byte 2)" in sentence()
     path.unlink()
     path.mkdir()
-    assert "cannot read" in sentence()
+    assert "cannot be read" in sentence()
     assert not out.exists()
 
 
