@@ -52,9 +52,9 @@ def get_config() -> ml_collections.ConfigDict:
     many = {"max_chunks": 8, "min_chunk_len": 16, "contexts": 32, "chunks": 96}
     config.stages = ml_collections.ConfigDict(
         {
-            "needle": stage | {"order": 0, "steps": 300, "contexts": 64, "max_tokens": 0},
-            "haystack": stage | {"order": 1, "steps": 200, "contexts": 64, "max_tokens": 200},
-            "chunks": stage | many | {"order": 2, "steps": 400, "max_tokens": 1024, "final": 0.05},
+            "needle": stage | {"order": 0, "steps": 150, "contexts": 64, "max_tokens": 0},
+            "haystack": stage | {"order": 1, "steps": 120, "contexts": 64, "max_tokens": 200},
+            "chunks": stage | many | {"order": 2, "steps": 250, "max_tokens": 1024, "final": 0.05},
         }
     )
     return config

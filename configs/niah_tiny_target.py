@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "max_position_embeddings": 256,
+            "rope_theta": 300.0,
         }
     )
     config.lr = 2e-3
@@ -31,8 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     stage = {"warmup": 20, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 256, "min_tokens": 0}
     config.stages = ml_collections.ConfigDict(
         {
-            "short": stage | {"order": 0, "steps": 120, "contexts": 96, "max_tokens": 48},
-            "full": stage | {"order": 1, "steps": 100, "contexts": 40, "max_tokens": 224, "final": 0.1},
+            "short": stage | {"order": 0, "steps": 220, "contexts": 96, "max_tokens": 48},
+            "full": stage | {"order": 1, "steps": 130, "contexts": 40, "max_tokens": 224, "final": 0.1},
         }
     )
     return config

@@ -6,6 +6,7 @@
 #   SEED=1 SAMPLES=200 launch/niah_tiny.sh runs/seed1
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source launch/cpu_env.sh
 
 d2l() { echo "+ d2l $*" >&2; .venv/bin/python -m d2l.cli "$@"; }
 if [[ "${1:-}" == --dry-run ]]; then
