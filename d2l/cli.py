@@ -74,10 +74,26 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", train, "train what a config describes; the same command again resumes", model=False)
     sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.lr=1e-4")
-    sub.add_argument("--workdir", required=True, help="checkpoints, logs and the result go here")
+    sub.add_argument("--workdir", required=True, help="folder or gs://BUCKET/PATH for checkpoints, logs and the result")
+    sub.add_argument("--profile-steps", default="", metavar="A:B", help="write an xprof trace of these steps")
+    sub.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes, where no cluster tells it")
+    sub.add_argument("--num-processes", type=int)
+    sub.add_argument("--process-id", type=int)
+
+    sub = command("export-checkpoint", export_checkpoint, "write a checkpoint's hypernetwork", model=False)
+    sub.add_argument("workdir", help="of d2l train")
+    sub.add_argument("--out", required=True, help="hypernetwork folder to write")
+    sub.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
+    sub.add_argument("--best", action="store_true", help="the one with the least training loss")
 
     sub = command("params", params, "print the parameter table of a config", model=False)
     sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.lr=1e-4")
+
+    sub = command("aot", aot, "compile a config for TPUs that are not here: bytes, FLOPs, collectives", model=False)
+    sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.packs=32")
+    sub.add_argument("--topology", required=True, help="chips, as v5e:4x4 or v5p:2x2x2")
+    sub.add_argument("--stage", help="whose train step (default: the one of the most FLOPs)")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     sub = command("import-checkpoint", import_checkpoint, "convert a checkpoint of the PyTorch release", model=False)
     sub.add_argument("checkpoint", help="pytorch_model.bin")
@@ -183,24 +199,39 @@ def chat(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     config = _read_config(args.config, args.rest)
-    from d2l.train.loop import train as train_hypernet
-
     kind = config.get("kind", "hypernet")
-    if kind == "hypernet":
-        metrics = train_hypernet(config, args.workdir)
-    elif kind == "target":
-        from d2l.train.pretrain import train_target
-
-        metrics = train_target(config, args.workdir)
-    else:
+    if kind not in ("hypernet", "target"):
         raise UserError(f"{args.config} has kind {kind!r}: it must be hypernet or target.")
-    print(json.dumps({name: round(value, 5) for name, value in (metrics or {}).items()}))
+    from d2l.train import processes
+
+    processes.join(args.coordinator, args.num_processes, args.process_id)
+    if kind == "hypernet":
+        from d2l.train.loop import train as run
+    else:
+        from d2l.train.pretrain import train_target as run
+    metrics = run(config, args.workdir, profile_steps=args.profile_steps)
+    if processes.leads():
+        print(json.dumps({name: round(value, 5) for name, value in metrics.items()}))
+
+
+def export_checkpoint(args: argparse.Namespace) -> None:
+    from d2l.train.product import export_checkpoint as export
+
+    step = export(args.workdir, args.out, step=args.step, best=args.best)
+    print(f"{args.out}: hypernetwork of step {step} written")
 
 
 def params(args: argparse.Namespace) -> None:
     from d2l.experiments.params import parameter_table
 
     print(parameter_table(_read_hypernet_config(args.config, args.rest)))
+
+
+def aot(args: argparse.Namespace) -> None:
+    from d2l.experiments.aot import aot_report, aot_table
+
+    report = aot_report(_read_hypernet_config(args.config, args.rest), args.topology, stage=args.stage)
+    print(json.dumps({"config": args.config} | report, indent=2) if args.json else aot_table(report))
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:

@@ -231,7 +231,9 @@ def _build(
             for i in range(leaf.shape[0]):
                 host[i] = read(_layer_name(keys, i))
         place = sharding(keys, leaf.shape) if callable(sharding) else sharding
-        return jax.device_put(host, place)
+        if place is None:
+            return jax.device_put(host)
+        return jax.make_array_from_callback(host.shape, place, host.__getitem__)  # a process copies its own parts
 
     return jax.tree_util.tree_map_with_path(build, shapes)
 

@@ -1,133 +1,181 @@
 """Training a hypernetwork: reads top to bottom, from a config to checkpoints and scalars."""
 
-import dataclasses
-import pathlib
-from collections.abc import Iterator, Mapping
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 
-from d2l.data.batch import NeedleBatches, NeedleStage
+from d2l.data.batch import NeedleBatches
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
-from d2l.hypernet.features import check_encoder
 from d2l.hypernet.hypernet import init_hypernet
-from d2l.hypernet.store import load_hypernet, save_hypernet
-from d2l.target.config import TargetConfig
-from d2l.target.weights import load_target
-from d2l.train.checkpoint import Checkpoints
-from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
-from d2l.train.run import Update, run
-from d2l.train.step import StepConfig, init_state, make_step
-
-# What a stage of a config says beside the fields of `NeedleStage`.
-STAGE_FIELDS = ("order", "steps", "warmup", "final", "lr_factor")
-
-
-def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a config in their order, each with its learning rate.
-
-    Raises:
-      UserError: a stage lacks a field, or has one that does not exist.
-    """
-    known = {*STAGE_FIELDS, *(f.name for f in dataclasses.fields(NeedleStage))}
-    needed = {*STAGE_FIELDS, *(f.name for f in dataclasses.fields(NeedleStage) if f.default is dataclasses.MISSING)}
-    for name, stage in fields["stages"].items():
-        if unknown := set(stage) - known:
-            raise UserError(f"stage {name} has the unknown fields {sorted(unknown)}: known are {sorted(known)}.")
-        if missing := needed - set(stage):
-            raise UserError(f"stage {name} lacks {sorted(missing)}: add them to the config.")
-    stages = sorted(fields["stages"].values(), key=lambda stage: stage["order"])
-    return [dict(stage) | {"lr": fields["lr"] * stage["lr_factor"]} for stage in stages]
+from d2l.hypernet.store import load_hypernet
+from d2l.mesh import check_divisible, make_mesh, param_shardings, split_packs
+from d2l.target.weights import LoadedTarget, load_target
+from d2l.train.checkpoint import Checkpoints, abstract
+from d2l.train.chips import peak_flops
+from d2l.train.feed import Layout, NeedleFeed, StoredFeed, place
+from d2l.train.flops import count_flops
+from d2l.train.optimizer import OptimizerConfig, learning_rates, make_optimizer, stage_schedule
+from d2l.train.processes import together
+from d2l.train.product import Product
+from d2l.train.run import Work, run
+from d2l.train.sections import hypernet_config, step_config
+from d2l.train.stages import StoredStage, needle_stage, read_stages
+from d2l.train.step import init_state, make_step
+from d2l.train.watch import Profile, Watch
+from d2l.train.workdir import opened
 
 
-def needle_stage(stage: Mapping[str, Any], **changes: Any) -> NeedleStage:
-    """The data of one stage."""
-    names = [f.name for f in dataclasses.fields(NeedleStage) if f.name in stage]
-    return NeedleStage(**({name: stage[name] for name in names} | changes))
-
-
-def hypernet_config(fields: dict[str, Any], target: TargetConfig) -> HypernetConfig:
-    """The hypernetwork of a config's `hypernet` section, with the sizes that follow from the target."""
-    modules = tuple(sorted(fields.get("target_modules", ("down_proj",))))
-    sizes = target.module_sizes
-    if unknown := set(modules) - set(sizes):
-        raise UserError(f"target_modules names {sorted(unknown)}: give some of {', '.join(sizes)}.")
-    derived = {
-        "target_modules": modules,
-        "d_in": tuple(sizes[name][0] for name in modules),
-        "d_out": tuple(sizes[name][1] for name in modules),
-        "num_layers": target.num_hidden_layers,
-        "feature_size": target.hidden_size,
-    }
-    config = HypernetConfig(**(dict(fields) | derived))
-    check_encoder(config, target)
-    return config
-
-
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *, profile_steps: str = ""
+) -> dict[str, float]:
     """Train a hypernetwork as the config says and write it to `workdir/hypernet`.
 
-    The same command again goes on from the latest checkpoint; SIGTERM saves one and returns.
+    The same command again goes on from the latest checkpoint, also on other devices; SIGTERM saves one and returns.
+
+    Args:
+      workdir: a folder, or `gs://BUCKET/PATH`.
+      profile_steps: `A:B` writes an xprof trace of these updates to `workdir/profile`.
 
     Returns:
       The means of the last metrics.
 
     Raises:
-      UserError: an unusable config, a workdir of another config, a full disk.
+      UserError: an unusable config, records that are damaged, a workdir of another config or another run, a full disk.
       FloatingPointError: the loss stopped being finite; the message names the step.
     """
-    workdir = pathlib.Path(workdir)
     fields = config.to_dict()
     stages = read_stages(fields)
     total = sum(stage["steps"] for stage in stages)
+    profile = Profile(epath.Path(workdir), profile_steps)
 
-    # ---------------------------------------------------------------- checkpoints first: a wrong workdir costs no time
-    checkpoints = Checkpoints(workdir, fields, every=fields["checkpoint_every"], keep=fields["keep"])
+    with contextlib.ExitStack() as stack:
+        # ------------------------------------------------------------ devices and workdir first: no time is lost
+        mesh = _mesh(fields)
+        layout = Layout(*split_packs(fields.get("packs", 1), mesh), mesh)
+        workdir = stack.enter_context(opened(workdir, fields))
 
-    # ---------------------------------------------------------------- frozen target, hypernetwork, optimiser
-    target = load_target(fields["target"] or None, dtype=jnp.dtype(fields["dtype"]))
-    hyper = hypernet_config(fields["hypernet"], target.config)
-    params = load_hypernet(fields["init"])[1] if fields["init"] else init_hypernet(hyper, fields["seed"])
-    schedule = stage_schedule(stages)
-    multipliers = tuple(fields["lr_multipliers"].items())
-    optimizer = make_optimizer(OptimizerConfig(**fields["optimizer"], multipliers=multipliers), schedule, params)
-    state, done = checkpoints.restore(init_state(params, optimizer))
+        # ------------------------------------------------------------ frozen target, and data before any computing
+        target = together(lambda: _load(fields, layout))
+        hyper = hypernet_config(fields["hypernet"], target.config)
+        product = Product(hyper, target.name, target.weights_hash)
+        together(lambda: product.claim(workdir), first_only=True)
+        feeds = together(lambda: [_feed(stage, target, fields, layout) for stage in stages])
+        ends = np.cumsum([stage["steps"] for stage in stages]).tolist()
 
-    # ---------------------------------------------------------------- data: batch i is a pure function of seed and i
-    def updates() -> Iterator[tuple[Update, Any]]:
-        first = 0
-        for stage in stages:
-            last = first + stage["steps"]
-            if done < last:
-                needles = needle_stage(stage, teacher=fields["loss"] == "kl")
-                loss = StepConfig(fields["loss"], needles.contexts, needles.max_chunks, fields["l1"], fields["dtype"])
-                step = make_step(hyper, target.config, loss, optimizer)
+        # ------------------------------------------------------------ hypernetwork, optimiser
+        schedule = stage_schedule(stages)
+        multipliers = tuple(fields["lr_multipliers"].items())
+        shapes = jax.eval_shape(lambda: init_hypernet(hyper, fields["seed"]))
+        optimizer = make_optimizer(OptimizerConfig(**fields["optimizer"], multipliers=multipliers), schedule, shapes)
+        rates = learning_rates(schedule, total)
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        state = _init(fields, hyper, optimizer, mesh)
 
-                def update(state, batch, step=step):
-                    return step(state, target.params, batch)
-
-                for batch in NeedleBatches(needles, target.tokenizer, fields["seed"]).iterate(max(first, done), last):
-                    yield update, batch
-            first = last
-
-    # ---------------------------------------------------------------- loop
-    state, reached, metrics = run(workdir, state, updates(), checkpoints, done=done, total=total, schedule=schedule)
-
-    # ---------------------------------------------------------------- the product
-    if reached == total:
-        save_hypernet(
-            workdir / "hypernet",
-            hyper,
-            state["params"],
-            target_name=target.name,
-            target_hash=target.weights_hash,
-            card={
-                "config": fields,
-                "updates": reached,
-                "max_chunk_len": fields["max_chunk_len"],
-            },
-            dtype=jnp.dtype(fields["save_dtype"]),
+        # ------------------------------------------------------------ where an earlier run stopped
+        checkpoints = Checkpoints(
+            workdir, every=fields["checkpoint_every"], keep=fields["keep"], keep_best=fields.get("keep_best", 0)
         )
-    return metrics
+        stack.callback(checkpoints.close)
+
+        def cursor_of(number: int) -> Any:
+            for stage, feed, end in zip(stages, feeds, ends, strict=True):
+                if end - stage["steps"] < number < end:
+                    return feed.cursor()
+            return None  # between two stages: the next one begins
+
+        state, cursor, done = checkpoints.restore(state, cursor_of)
+        abstract_state = abstract(state)
+
+        # ------------------------------------------------------------ updates, stage by stage
+        def work() -> Iterator[Work]:
+            for stage, feed, end in zip(stages, feeds, ends, strict=True):
+                first = max(end - stage["steps"], done)
+                if first >= end:
+                    continue
+                step = make_step(hyper, target.config, step_config(fields, stage), optimizer)
+                update = functools.partial(_update, step, target.params)
+                start = None if cursor is None or first > done else np.asarray(jax.device_get(cursor))
+                cost = 0.0
+                for fed in feed.feed(first, end, start):
+                    if not cost and (peak := peak_flops(jax.devices()[0])):
+                        cost = count_flops(step, abstract_state, target.params, fed.batch) / peak / jax.device_count()
+                    yield Work(update, fed.batch, fed.scalars, fed.cursor, fed.tokens / jax.device_count(), cost)
+
+        # ------------------------------------------------------------ loop, and the product
+        watch = Watch(workdir, done=done, total=total)
+        state, reached = run(state, work(), checkpoints, watch, done=done, total=total, rates=rates, profile=profile)
+        if reached == total:
+            card = {"config": fields, "updates": reached, "max_chunk_len": fields["max_chunk_len"]}
+            product.save(workdir / "hypernet", state["params"], card, jnp.dtype(fields["save_dtype"]))
+        return watch.means()
+
+
+def _mesh(fields: dict[str, Any]) -> Mesh | None:
+    """The mesh of a config; none for one device of one process unless the config has one."""
+    if "mesh" in fields:
+        return make_mesh(fields["mesh"])
+    if jax.process_count() > 1:
+        raise UserError(f"{jax.process_count()} processes train as one, but the config has no mesh: add config.mesh.")
+    return None
+
+
+def _load(fields: dict[str, Any], layout: Layout) -> LoadedTarget:
+    """The frozen target, on the mesh where there is one; no device then ever holds all of it."""
+    source, dtype, mesh = fields["target"] or None, jnp.dtype(fields["dtype"]), layout.mesh
+    if mesh is None:
+        return load_target(source, dtype=dtype)
+
+    def sharding(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        return param_shardings(mesh, {path[-1]: jax.ShapeDtypeStruct(shape, dtype)})[path[-1]]
+
+    target = load_target(source, dtype=dtype, sharding=sharding)
+    config = target.config
+    check_divisible(
+        mesh,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        intermediate_size=config.intermediate_size,
+    )
+    return target
+
+
+def _feed(
+    stage: dict[str, Any], target: LoadedTarget, fields: dict[str, Any], layout: Layout
+) -> NeedleFeed | StoredFeed:
+    """The input of a stage."""
+    if target.tokenizer is None:
+        raise UserError(f"{target.name} has no tokenizer: give a target that has one.")
+    if "data" in stage:
+        return StoredFeed(StoredStage.of(stage), target, fields["seed"] + stage["order"], fields["loss"], layout)
+    needles = needle_stage(stage, teacher=fields["loss"] == "kl")
+    counts = {"accumulate": layout.accumulate, "groups": layout.groups}
+    return NeedleFeed(NeedleBatches(needles, target.tokenizer, fields["seed"], **counts), layout)
+
+
+def _init(fields: dict[str, Any], hyper: HypernetConfig, optimizer: Any, mesh: Mesh | None) -> dict[str, Any]:
+    """The train state at step 0, each part where it belongs."""
+
+    def fresh() -> dict[str, Any]:
+        return init_state(init_hypernet(hyper, fields["seed"]), optimizer)
+
+    if fields["init"]:
+        state = init_state(load_hypernet(fields["init"])[1], optimizer)
+        return state if mesh is None else place(state, param_shardings(mesh, state))
+    if mesh is None:
+        return fresh()
+    return jax.jit(fresh, out_shardings=param_shardings(mesh, jax.eval_shape(fresh)))()
+
+
+def _update(step: Any, frozen: Any, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+    return step(state, frozen, batch)

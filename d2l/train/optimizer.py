@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from d2l.errors import UserError
@@ -51,6 +52,12 @@ def stage_schedule(stages: list[dict[str, Any]]) -> optax.Schedule:
         )
         ends.append((ends[-1] if ends else 0) + stage["steps"])
     return optax.join_schedules(pieces, ends[:-1])
+
+
+def learning_rates(schedule: optax.Schedule, total: int) -> np.ndarray:
+    """The learning rate of every update, float32 `[total]`."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+        return np.asarray(jax.vmap(schedule)(np.arange(total)))
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:

@@ -3,7 +3,8 @@
 Letters: Q prompts, T tokens, R response tokens, D hidden.
 """
 
-import pathlib
+import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from etils import epath
 from flax import nnx
 
 from d2l.data.batch import Batch, NeedleBatches
@@ -21,51 +23,61 @@ from d2l.target.tokenizer import Tokenizer
 from d2l.target.weights import save_target
 from d2l.train import losses
 from d2l.train.checkpoint import Checkpoints
-from d2l.train.loop import needle_stage, read_stages
-from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
-from d2l.train.run import Update, run
+from d2l.train.feed import Layout, NeedleFeed
+from d2l.train.optimizer import OptimizerConfig, learning_rates, make_optimizer, stage_schedule
+from d2l.train.run import Update, Work, run
+from d2l.train.stages import needle_stage, read_stages
 from d2l.train.step import State, init_state
+from d2l.train.watch import Profile, Watch
+from d2l.train.workdir import new_folder, opened
 
 INIT_STD = 0.02  # of `init_target`
 EMBED_STD = 0.09
 
 
-def train_target(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+def train_target(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *, profile_steps: str = ""
+) -> dict[str, float]:
     """Train tokenizer and target as the config says and write them to `workdir/target`, a Hugging Face folder.
 
-    Resumes and stops as `d2l.train.loop.train` does; raises the same errors.
+    Resumes and stops as `d2l.train.loop.train` does, on one device; raises the same errors.
     """
-    workdir = pathlib.Path(workdir)
     fields = config.to_dict()
     stages = read_stages(fields)
     total = sum(stage["steps"] for stage in stages)
-    checkpoints = Checkpoints(workdir, fields, every=fields["checkpoint_every"], keep=fields["keep"])
+    profile = Profile(epath.Path(workdir), profile_steps)
+    with contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(opened(workdir, fields))
 
-    # ---------------------------------------------------------------- tokenizer, decoder, optimiser
-    tokenizer = Tokenizer.train(_texts(), fields["vocab_size"])
-    target = _config(fields["model"], tokenizer)
-    params = widen(init_target(target, fields["seed"]))
-    schedule = stage_schedule(stages)
-    optimizer = make_optimizer(OptimizerConfig(**fields["optimizer"]), schedule, params)
-    state, done = checkpoints.restore(init_state(params, optimizer))
+        # ------------------------------------------------------------ tokenizer, decoder, optimiser
+        tokenizer = Tokenizer.train(_texts(), fields["vocab_size"])
+        target = _config(fields["model"], tokenizer)
+        params = widen(init_target(target, fields["seed"]))
+        schedule = stage_schedule(stages)
+        optimizer = make_optimizer(OptimizerConfig(**fields["optimizer"]), schedule, params)
+        rates = learning_rates(schedule, total)
+        checkpoints = Checkpoints(workdir, every=fields["checkpoint_every"], keep=fields["keep"])
+        stack.callback(checkpoints.close)
+        state, _, done = checkpoints.restore(init_state(params, optimizer))
 
-    # ---------------------------------------------------------------- data: batch i is a pure function of seed and i
-    def updates() -> Iterator[tuple[Update, Any]]:
-        first = 0
-        update = make_update(target, optimizer, fields["lm_weight"], fields["dtype"], fields["seed"])
-        for stage in stages:
-            last = first + stage["steps"]
-            if done < last:
-                data = NeedleBatches(needle_stage(stage, teacher=True), tokenizer, fields["seed"])
-                for batch in data.iterate(max(first, done), last):
-                    yield update, batch
-            first = last
+        # ------------------------------------------------------------ data: batch i is a pure function of seed and i
+        def work() -> Iterator[Work]:
+            end = 0
+            update = make_update(target, optimizer, fields["lm_weight"], fields["dtype"], fields["seed"])
+            for stage in stages:
+                first, end = end, end + stage["steps"]
+                if done < end:
+                    batches = NeedleBatches(needle_stage(stage, teacher=True), tokenizer, fields["seed"])
+                    for fed in NeedleFeed(batches, Layout()).feed(max(first, done), end):
+                        yield Work(update, fed.batch, fed.scalars, tokens=fed.tokens)
 
-    # ---------------------------------------------------------------- loop, and the product
-    state, reached, metrics = run(workdir, state, updates(), checkpoints, done=done, total=total, schedule=schedule)
-    if reached == total:
-        save_target(workdir / "target", target, state["params"], tokenizer)
-    return metrics
+        # ------------------------------------------------------------ loop, and the product
+        watch = Watch(workdir, done=done, total=total)
+        state, reached = run(state, work(), checkpoints, watch, done=done, total=total, rates=rates, profile=profile)
+        if reached == total:
+            with new_folder(workdir / "target") as folder:
+                save_target(folder, target, state["params"], tokenizer)
+        return watch.means()
 
 
 def init_target(config: TargetConfig, seed: int) -> Any:
@@ -120,37 +132,38 @@ def make_update(
     def loss_fn(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         cast = jax.tree.map(lambda a: a.astype(jnp.dtype(dtype)), params)
         decoder = nnx.merge(abstract_decoder(target)[0], cast)
-        mask_QR = batch["response_mask"]
+        real_R = (batch["response_weight"] > 0).astype(jnp.float32)
+        tokens_QT = batch["teacher_tokens"]
+        Q, T = tokens_QT.shape
 
         def hidden(tokens_QT, positions_QT=None):
             return decoder.final_norm(decoder.run_blocks(decoder.embed(tokens_QT), positions_BT=positions_QT)[0])
 
-        def answer(x_QTD, index_QR):
-            x_QRD = jnp.take_along_axis(x_QTD, index_QR[:, :, None], axis=1)
-            ce_N, hit_N = losses.cross_entropy(
-                decoder.unembed, x_QRD.reshape(-1, x_QRD.shape[-1]), batch["response_tokens"].reshape(-1)
-            )
-            exact = jnp.mean(jnp.all((hit_N.reshape(mask_QR.shape) > 0) | ~mask_QR, axis=1).astype(jnp.float32))
-            return jnp.sum(ce_N * mask_QR.reshape(-1)) / jnp.sum(mask_QR), exact
+        def answer(x_QTD, row_R, index_R):
+            ce_R, hit_R = losses.cross_entropy(decoder.unembed, x_QTD[row_R, index_R], batch["response_tokens"])
+            wrong_Q = jax.ops.segment_max(real_R * (1.0 - hit_R), row_R, num_segments=Q)
+            return jnp.sum(ce_R * real_R) / jnp.sum(real_R), jnp.mean(1.0 - wrong_Q)
 
-        tokens_QT, index_QR = batch["teacher_tokens"], batch["teacher_index"]
-        count_Q = index_QR.max(axis=1) + 1
-        positions_QT = spread(key, count_Q, index_QR[:, 0], tokens_QT.shape[1], target.max_position_embeddings)
+        row_R, index_R = batch["teacher_row"], batch["teacher_index"]
+        count_Q = jnp.sum(batch["teacher_segments"] >= 0, axis=1)
+        answer_Q = jax.ops.segment_min(jnp.where(real_R > 0, index_R, T), row_R, num_segments=Q)
+        positions_QT = spread(key, count_Q, answer_Q, T, target.max_position_embeddings)
         x_QTD = hidden(tokens_QT, positions_QT)
-        ce, exact = answer(x_QTD, index_QR)
+        ce, exact = answer(x_QTD, row_R, index_R)
         logits_QTV = decoder.unembed(x_QTD[:, :-1])
         next_QT = tokens_QT[:, 1:]
         # Padding stands on the right; the first of it is not predicted either.
         real_QT = (jnp.arange(1, next_QT.shape[1] + 1)[None, :] < count_Q[:, None]).astype(jnp.float32)
         lm_QT = optax.softmax_cross_entropy_with_integer_labels(logits_QTV, next_QT)
         lm = jnp.sum(lm_QT * real_QT) / jnp.sum(real_QT)
-        alone, _ = answer(hidden(batch["query_tokens"]), batch["response_index"])
+        alone, _ = answer(hidden(batch["query_tokens"]), batch["response_row"], batch["response_index"])
         loss = ce + lm_weight * (lm + alone)
         return loss, {"loss": loss, "ce": ce, "lm": lm, "exact": exact}
 
     def update(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, key)
+        group = jax.tree.map(lambda a: a[0, 0], batch)  # one pack
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], group, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
@@ -172,7 +185,6 @@ def _config(fields: dict[str, Any], tokenizer: Tokenizer) -> TargetConfig:
         head_dim=fields["hidden_size"] // fields["num_attention_heads"],
         query_pre_attn_scalar=fields["hidden_size"] // fields["num_attention_heads"],
         rms_norm_eps=1e-5,
-        rope_theta=10_000.0,
         tie_word_embeddings=True,
         layer_types=("full_attention",) * fields["num_hidden_layers"],
         bos_token_id=tokenizer.bos_id,

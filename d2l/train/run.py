@@ -1,107 +1,121 @@
 """The loop around any jitted update: progress, scalars, checkpoints, a clean stop."""
 
-import collections
-import json
+import dataclasses
 import math
-import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import tensorboardX
-import tqdm
+import numpy as np
 
 from d2l.train.checkpoint import Checkpoints
-
-RECENT = 20  # steps that the progress line and the result average over
+from d2l.train.processes import StopSignal
+from d2l.train.watch import Profile, Watch
 
 Update = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One update to do.
+
+    Attributes:
+      update: the jitted `(state, batch) -> (state, metrics)`; metrics are scalars on the device and have a `loss`.
+      batch: on the devices.
+      scalars: what is known of the batch, for the log.
+      cursor: where the input stands after this batch, on the devices; None where the step's number says it.
+      tokens: positions of the batch that are used, a chip.
+      flops: of the update, a chip, as a share of the chip's peak for a second; 0 where its peak is not known.
+    """
+
+    update: Update
+    batch: Any
+    scalars: dict[str, float] = dataclasses.field(default_factory=dict)
+    cursor: jax.Array | None = None
+    tokens: float = 0.0
+    flops: float = 0.0
+
+
 def run(
-    workdir: pathlib.Path,
     state: Any,
-    updates: Iterator[tuple[Update, Any]],
+    work: Iterator[Work],
     checkpoints: Checkpoints,
+    watch: Watch,
     *,
     done: int,
     total: int,
-    schedule: Callable[[int], Any],
-) -> tuple[Any, int, dict[str, float]]:
+    rates: np.ndarray,
+    profile: Profile,
+) -> tuple[Any, int]:
     """Apply updates `done` .. `total - 1`; SIGTERM saves a checkpoint and ends the loop.
 
     Args:
-      updates: for each the jitted `(state, batch) -> (state, metrics)` and its batch; metrics are scalars on the
-        device and have a `loss`.
-      schedule: learning rate of an update, for the log.
+      rates: learning rate of every update, for the log.
 
     Returns:
-      The state, the number of updates done, and the means of the last `RECENT` metrics.
+      The state and the number of updates done.
 
     Raises:
       FloatingPointError: a loss is not finite; the message names the step, and no checkpoint holds its state.
       UserError: a checkpoint could not be written; those before it stay whole.
     """
-    stop = _StopSignal()
-    writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
-    log = (workdir / "metrics.jsonl").open("a")
-    progress = tqdm.tqdm(total=total, initial=done, unit="step", disable=None)
-    recent: collections.deque[dict[str, float]] = collections.deque(maxlen=RECENT)
-    began = time.monotonic()
-    waiting: tuple[int, dict[str, jax.Array]] | None = None
+    clock = _Clock()
+    waiting: tuple[int, Work, dict[str, jax.Array], float] | None = None
 
-    def report(step: int, metrics: dict[str, jax.Array]) -> None:
+    def report(step: int, item: Work, metrics: dict[str, jax.Array], waited: float) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
                 f"the loss of step {step} is {values['loss']}: the last checkpoint before it is kept; lower config.lr."
             )
-        values |= {"lr": float(schedule(step - 1)), "seconds": time.monotonic() - began}
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        log.write(json.dumps({"step": step} | values) + "\n")
-        log.flush()
-        recent.append(values)
-        progress.update()
-        progress.set_postfix({name: f"{_mean(recent, name):.3f}" for name in ("loss", "exact")}, refresh=False)
+        seconds = clock.lap()
+        values |= {"lr": float(rates[step - 1]), "seconds": clock.total, "input/wait": waited / seconds} | item.scalars
+        if item.tokens:
+            values["speed/tokens_per_second_per_chip"] = item.tokens / seconds
+        if item.flops:
+            values["speed/share_of_peak"] = item.flops / seconds
+        watch.report(step, values)
 
+    stop = StopSignal()
     try:
-        for update, batch in updates:
-            state, metrics = update(state, batch)
-            done += 1
-            if waiting is not None:
-                report(*waiting)  # of the step before, while this one runs
-            waiting = (done, metrics)
-            if done % checkpoints.every == 0 or done == total or stop.asked:
+        while done < total:
+            began = time.monotonic()
+            item = next(work)
+            waited = time.monotonic() - began
+            profile.before(done + 1)
+            with jax.transfer_guard("disallow"):
+                state, metrics = item.update(state, item.batch)
+                done += 1
+                if waiting is not None:
+                    report(*waiting)  # of the step before, while this one runs
+            waiting = (done, item, metrics, waited)
+            profile.after(done, metrics)
+            stopped = stop.asked(done)
+            if done % checkpoints.every == 0 or done == total or stopped:
                 report(*waiting)  # never save a state whose loss was not finite
                 waiting = None
-                checkpoints.save(done, state)
-            if stop.asked:
+                checkpoints.save(done, state, item.cursor, loss=watch.saved())
+            if stopped:
                 break
+        checkpoints.wait()
     finally:
-        progress.close()
-        writer.close()
-        log.close()
-        checkpoints.close()
+        profile.close()
+        watch.close()
         stop.restore()
-    return state, done, {name: _mean(recent, name) for name in recent[-1]} if recent else {}
+    return state, done
 
 
-def _mean(rows: collections.deque[dict[str, float]], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
-
-
-class _StopSignal:
-    """Remembers a SIGTERM, so that the loop can save before it ends."""
+class _Clock:
+    """Seconds since the beginning, and between reports."""
 
     def __init__(self):
-        self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._began = self._last = time.monotonic()
 
-    def _ask(self, *_):
-        self.asked = True
+    @property
+    def total(self) -> float:
+        return self._last - self._began
 
-    def restore(self) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+    def lap(self) -> float:
+        before, self._last = self._last, time.monotonic()
+        return self._last - before

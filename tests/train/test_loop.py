@@ -11,10 +11,15 @@ import ml_collections
 import numpy as np
 import pytest
 
+from d2l.data.shards import write_records
 from d2l.errors import UserError
 from d2l.hypernet.store import load_hypernet
+from d2l.target.weights import load_target
 from d2l.train import loop
 from d2l.train.checkpoint import Checkpoints
+from d2l.train.product import export_checkpoint
+from d2l.train.stages import read_stages
+from tests.data.test_input import record, with_teacher
 
 STAGE = {"warmup": 1, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 24, "min_tokens": 0, "contexts": 2}
 
@@ -67,7 +72,7 @@ def config(target_folder):
 def whole(config, tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
-    metrics = loop.train(config, workdir)
+    metrics = loop.train(config, workdir, profile_steps="2:3")
     return workdir, metrics
 
 
@@ -82,8 +87,10 @@ def same_result(a, b):
 def test_a_run_leaves_scalars_checkpoints_and_its_result(whole):
     workdir, metrics = whole
     assert [row["step"] for row in rows(workdir)] == list(range(1, 8))
-    assert {"loss", "ce", "exact", "lr", "grad/head", "grad/scaler_B"} <= set(metrics)
+    assert {"loss", "ce", "l1", "accuracy", "exact", "lr", "grad/head", "grad/scaler_B", "input/wait"} <= set(metrics)
+    assert 0.5 < metrics["input/packing"] <= 1 and metrics["speed/tokens_per_second_per_chip"] > 0
     assert list((workdir / "tensorboard").iterdir())
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
     numbers = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert numbers == [6, 7]
     description = load_hypernet(workdir / "hypernet")[2]
@@ -94,9 +101,8 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("last", [2, 3, 5])
-def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, last):
-    """Dies after some updates, inside or between stages; the same command again ends in the same bits."""
+def _die_after(last, monkeypatch):
+    """Lets the next run die when so many updates are dispatched."""
     real = loop.make_step
     done = 0
 
@@ -113,6 +119,12 @@ def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, last
         return run
 
     monkeypatch.setattr(loop, "make_step", dying)
+
+
+@pytest.mark.parametrize("last", [2, 3, 5])
+def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, last):
+    """Dies after some updates, inside or between stages; the same command again ends in the same bits."""
+    _die_after(last, monkeypatch)
     with pytest.raises(_Killed):
         loop.train(config, tmp_path)
     monkeypatch.undo()
@@ -152,6 +164,72 @@ def test_sigterm_saves_and_ends(target_folder, whole, tmp_path):
     same_result(whole[0], tmp_path / "w")
 
 
+def records_config(target_folder, folder):
+    """Distillation from the stored answers of the same target."""
+    config = config_for(target_folder).unlock()
+    sizes = {"contexts": 6, "chunks": 8, "ctx_rows": 2, "ctx_tokens": 96, "query_rows": 2, "query_tokens": 96}
+    more = {"responses": 32, "row_chunks": 4, "row_contexts": 6, "max_chunks": 3, "teacher_top_k": 3, "window": 12}
+    stage = {"order": 0, "steps": 5, "warmup": 1, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 60}
+    data = {"data": {"set": {"path": str(folder), "weight": 1.0}}}
+    config.loss, config.packs = "kl", 2
+    config.stages = ml_collections.ConfigDict({"one": stage | sizes | more | data})
+    return config.lock()
+
+
+def test_a_killed_run_on_records_goes_on_with_the_very_next_example(target_folder, tmp_path, monkeypatch):
+    records = (with_teacher(record(i, words=1 + i % 5), [5, 6, 7]) for i in range(60))
+    write_records(tmp_path / "r", records, teacher=load_target(target_folder).weights_hash)
+    config = records_config(target_folder, tmp_path / "r")
+    metrics = loop.train(config, tmp_path / "whole")
+    assert {"kl", "ce"} <= set(metrics) and metrics["input/left_out"] == 0 and metrics["input/packing"] > 0.6
+    _die_after(3, monkeypatch)
+    with pytest.raises(_Killed):
+        loop.train(config, tmp_path / "killed")
+    monkeypatch.undo()
+    loop.train(config, tmp_path / "killed")
+    same_result(tmp_path / "whole", tmp_path / "killed")
+    assert [row["loss"] for row in rows(tmp_path / "killed")] == [row["loss"] for row in rows(tmp_path / "whole")]
+
+
+def test_what_does_not_fit_the_target_is_told_before_the_first_step(target_folder, tmp_path):
+    write_records(tmp_path / "r", [record(i) for i in range(4)])
+    config = records_config(target_folder, tmp_path / "r").unlock()
+    with pytest.raises(UserError, match="stores no teacher"):
+        loop.train(config, tmp_path / "a")
+    config.stages.one.max_chunk_len = 200
+    with pytest.raises(UserError, match="do not fit into rows of 96"):
+        loop.train(config, tmp_path / "b")
+    config.loss = "ce"
+    with pytest.raises(UserError, match="ce neither"):
+        loop.train(config, tmp_path / "c")
+    shard = next((tmp_path / "r").glob("*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    config.stages.one.max_chunk_len, config.loss = 60, "kl"
+    with pytest.raises(UserError, match="truncated or damaged"):
+        loop.train(config, tmp_path / "d")
+
+
+def test_exporting_a_checkpoint_gives_what_the_run_gave(whole, tmp_path):
+    assert export_checkpoint(str(whole[0]), str(tmp_path / "latest")) == 7
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_hypernet(whole[0] / "hypernet")[1],
+        load_hypernet(tmp_path / "latest")[1],
+    )
+    assert export_checkpoint(str(whole[0]), str(tmp_path / "six"), step=6) == 6
+    assert load_hypernet(tmp_path / "six")[2]["card"]["updates"] == 6
+    with pytest.raises(UserError, match="has no checkpoint 2"):
+        export_checkpoint(str(whole[0]), str(tmp_path / "two"), step=2)
+    with pytest.raises(UserError, match="give the workdir of a run"):
+        export_checkpoint(str(tmp_path), str(tmp_path / "none"))
+
+
+def test_profile_steps_are_checked(config, tmp_path):
+    for steps in ("3", "5:4", "a:b", "0:2"):
+        with pytest.raises(UserError, match="give the first and the last step"):
+            loop.train(config, tmp_path / "w", profile_steps=steps)
+
+
 def test_another_config_is_refused_before_any_work(config, whole):
     other = ml_collections.ConfigDict(config.to_dict() | {"lr": 2e-3})
     with pytest.raises(UserError, match="differ in lr"):
@@ -182,10 +260,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(conf
 def test_full_disk_keeps_the_checkpoint_before(config, whole, tmp_path, monkeypatch):
     real = Checkpoints.save
 
-    def full(self, step, state):
+    def full(self, step, *args, **kwargs):
         if step == 4:
-            monkeypatch.setattr(type(self._checkpointer), "save", _no_space)
-        return real(self, step, state)
+            monkeypatch.setattr(type(self._checkpointer), "save_checkpointables_async", _no_space)
+        return real(self, step, *args, **kwargs)
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match="step 4 could not be written"):
@@ -204,10 +282,10 @@ def test_stages_are_checked(config):
     fields = config.to_dict()
     fields["stages"]["one"]["stepz"] = 3
     with pytest.raises(UserError, match="stage one has the unknown fields .*stepz"):
-        loop.read_stages(fields)
+        read_stages(fields)
     del fields["stages"]["one"]["stepz"], fields["stages"]["two"]["steps"]
     with pytest.raises(UserError, match="stage two lacks .*steps"):
-        loop.read_stages(fields)
+        read_stages(fields)
 
 
 def test_unwritable_workdir(config, tmp_path):

@@ -1,0 +1,60 @@
+"""Records as examples: cut, tokenised, with the teacher's stored answer where there is one."""
+
+import dataclasses
+
+import numpy as np
+
+from d2l.data.batch import make_example
+from d2l.data.chunk import draw_num_chunks
+from d2l.data.pack import Example
+from d2l.data.record import Record
+from d2l.errors import UserError
+from d2l.hypernet.chunk import split_into
+from d2l.target.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaker:
+    """Makes the example of a record at a position of the order, a pure function of both and the seed.
+
+    Attributes:
+      min_chunk_len, max_chunk_len, max_chunks: how documents are cut (`draw_num_chunks`).
+      stored_teacher: train on the answers and log-probabilities that the records store; else on the first reference.
+      teacher_prompts: make the prompts from which the step computes the teacher.
+    """
+
+    tokenizer: Tokenizer
+    seed: int
+    max_chunk_len: int
+    max_chunks: int
+    min_chunk_len: int = 1
+    stored_teacher: bool = False
+    teacher_prompts: bool = False
+
+    def __call__(self, position: int, record: Record) -> Example:
+        """The example; queries without an answer are left out.
+
+        Raises:
+          UserError: the document is empty, or none of its queries can be trained on.
+        """
+        where = f"record {record.id!r} of {record.source} ({record.split})"
+        ids = self.tokenizer.encode(record.context)
+        queries = [q for q in record.queries if (q.teacher is not None if self.stored_teacher else q.answers)]
+        if not ids or not queries:
+            what = (
+                "an empty document"
+                if not ids
+                else f"no query with {'a teacher' if self.stored_teacher else 'an answer'}"
+            )
+            raise UserError(f"{where} has {what}: leave it out of what is trained on.")
+        rng = np.random.default_rng((self.seed, position))
+        count = draw_num_chunks(rng, len(ids), self.min_chunk_len, self.max_chunk_len, self.max_chunks)
+        asked = [(q.question, "" if self.stored_teacher else q.answers[0]) for q in queries]
+        example = make_example(split_into(ids, count), asked, self.tokenizer, teacher=self.teacher_prompts)
+        if not self.stored_teacher:
+            return example
+        taught = [
+            dataclasses.replace(made, response=q.teacher.response.tolist(), teacher=(q.teacher.tokens, q.teacher.logp))
+            for made, q in zip(example.queries, queries, strict=True)
+        ]
+        return dataclasses.replace(example, queries=taught)
