@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import pathlib
 import sys
@@ -10,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from d2l import cli_plan
+from d2l.cli_config import read_config
 from d2l.errors import UserError
 
 CHECKPOINTS = pathlib.Path(__file__).parents[1] / "checkpoints"
@@ -86,14 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
     sub.add_argument("--best", action="store_true", help="the one with the least training loss")
 
-    sub = command("params", params, "print the parameter table of a config", model=False)
-    sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.lr=1e-4")
-
-    sub = command("aot", aot, "compile a config for TPUs that are not here: bytes, FLOPs, collectives", model=False)
-    sub.add_argument("--config", required=True, help="configs/X.py; override fields as --config.packs=32")
-    sub.add_argument("--topology", required=True, help="chips, as v5e:4x4 or v5p:2x2x2")
-    sub.add_argument("--stage", help="whose train step (default: the one of the most FLOPs)")
-    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    cli_plan.add_commands(command)
 
     sub = command("import-checkpoint", import_checkpoint, "convert a checkpoint of the PyTorch release", model=False)
     sub.add_argument("checkpoint", help="pytorch_model.bin")
@@ -198,7 +192,7 @@ def chat(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    config = _read_config(args.config, args.rest)
+    config = read_config(args.config, args.rest)
     kind = config.get("kind", "hypernet")
     if kind not in ("hypernet", "target"):
         raise UserError(f"{args.config} has kind {kind!r}: it must be hypernet or target.")
@@ -219,19 +213,6 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
     step = export(args.workdir, args.out, step=args.step, best=args.best)
     print(f"{args.out}: hypernetwork of step {step} written")
-
-
-def params(args: argparse.Namespace) -> None:
-    from d2l.experiments.params import parameter_table
-
-    print(parameter_table(_read_hypernet_config(args.config, args.rest)))
-
-
-def aot(args: argparse.Namespace) -> None:
-    from d2l.experiments.aot import aot_report, aot_table
-
-    report = aot_report(_read_hypernet_config(args.config, args.rest), args.topology, stage=args.stage)
-    print(json.dumps({"config": args.config} | report, indent=2) if args.json else aot_table(report))
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:
@@ -358,36 +339,6 @@ def _target_tokenizer(target: str | None) -> Any:
     if tokenizer is None:
         raise UserError(f"{target} has no tokenizer: give a target that has one.")
     return tokenizer
-
-
-def _read_config(path: str, overrides: Sequence[str]) -> Any:
-    """The config of a file with `--config.x=` overrides; types are those of the config."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"there is no config {path}: give a file like configs/niah_tiny.py.")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    values = flags.FlagValues()
-    argv = ["d2l", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)
-    except (KeyError, AttributeError) as error:
-        raise UserError(f"{path} has no field {error}: override one that stands in it.") from error
-    except (flags.Error, ValueError, TypeError, SyntaxError, ImportError) as error:
-        raise UserError(f"the config cannot be used ({str(error).strip().splitlines()[0]}): see {path}.") from error
-    if len(rest) > 1:
-        raise UserError(f"unknown argument {rest[1]!r}: override fields of the config as --config.lr=1e-4.")
-    return values.config
-
-
-def _read_hypernet_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """As `_read_config`, of a config that trains a hypernetwork, as a plain dict."""
-    config = _read_config(path, overrides).to_dict()
-    if config.get("kind", "hypernet") != "hypernet":
-        raise UserError(f"{path} trains a {config['kind']}, not a hypernetwork: give a config that does.")
-    return config
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Q queries, V vocabulary.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import check_encoder, context_features
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.hypernet.store import load_hypernet
+from d2l.target.config import TargetConfig
 from d2l.target.decoder import abstract_decoder
 from d2l.target.generate import Generator, Sampling, bucket
 from d2l.target.tokenizer import Message, Tokenizer
@@ -71,6 +72,26 @@ def load(
     loaded = load_target(target, dtype=dtype)
     encoder = None if ctx_encoder is None else load_target(ctx_encoder, dtype=dtype)
     return DocToLora(loaded, hyper, encoder)
+
+
+def make_reader(
+    encoder: TargetConfig, config: HypernetConfig, *, stacked: bool, iterative: bool
+) -> Callable[..., Factors]:
+    """The function `(encoder, hypernetwork, buffer, tokens, mask, context, slot) -> buffer` that reads N chunks.
+
+    Args:
+      stacked: the encoder's parameters are those of stacked layers.
+      iterative: as in `DocToLora.internalize`.
+    """
+    encoder_def = abstract_decoder(encoder, stacked=stacked)[0]
+    hyper_def = abstract_hypernet(config)[0]
+
+    def read(encoder, hyper, buffer, tokens_NT, mask_NT, context_N, slot_N):
+        features = context_features(nnx.merge(encoder_def, encoder), config, tokens_NT)
+        chunks = nnx.merge(hyper_def, hyper)(features, mask_NT, iterative=iterative)
+        return place(buffer, chunks, context_N, slot_N)
+
+    return read
 
 
 class DocToLora:
@@ -183,15 +204,7 @@ class DocToLora:
     @functools.cache  # noqa: B019 - one model lives as long as its compiled functions
     def _reader(self, iterative: bool):
         """The jitted `(encoder, hypernetwork, buffer, tokens, mask, context, slot) -> buffer`, which is donated."""
-        config = self.hypernet.config
-        encoder_def = abstract_decoder(self._encoder.config, stacked=False)[0]
-        hyper_def = abstract_hypernet(config)[0]
-
-        def read(encoder, hyper, buffer, tokens_NT, mask_NT, context_N, slot_N):
-            features = context_features(nnx.merge(encoder_def, encoder), config, tokens_NT)
-            chunks = nnx.merge(hyper_def, hyper)(features, mask_NT, iterative=iterative)
-            return place(buffer, chunks, context_N, slot_N)
-
+        read = make_reader(self._encoder.config, self.hypernet.config, stacked=False, iterative=iterative)
         return jax.jit(read, donate_argnums=2)
 
     @functools.cached_property

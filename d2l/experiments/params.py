@@ -8,7 +8,7 @@ import jax
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.target.decoder import abstract_decoder
 from d2l.target.shapes import target_shape
-from d2l.train.loop import hypernet_config
+from d2l.train.sections import hypernet_config
 
 
 def parameter_rows(fields: dict[str, Any]) -> list[tuple[str, int, int]]:
