@@ -32,9 +32,9 @@ MATRICES = {
     "w1": (FSDP, MODEL),  # [in, out]
     "w2": (MODEL, FSDP),
     # Stored in shards, used whole: the output head works on a share of the rows, the hypernetwork's is a small product.
-    "embed_tokens": ((MODEL, FSDP), None),
-    "lm_head": ((MODEL, FSDP), None),
-    "head": ((MODEL, FSDP), None),
+    "embed_tokens": (None, (MODEL, FSDP)),  # [vocabulary, hidden]
+    "lm_head": (None, (MODEL, FSDP)),
+    "head": ((MODEL, FSDP), None),  # [in, out]
 }
 STORED_ONLY = ("embed_tokens", "lm_head", "head")
 VECTORS = {"b1": (MODEL,)}
@@ -73,17 +73,29 @@ def group_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in GROUP_AXES)
 
 
+def split_packs(packs: int, mesh: Mesh | None) -> tuple[int, int]:
+    """`(accumulate, groups)` of an update over `packs` groups: at once one group for each group shard of the mesh.
+
+    Raises:
+      UserError: the mesh does not divide them; both numbers are named.
+    """
+    if mesh is None:
+        return packs, 1
+    check_divisible(mesh, groups=packs)
+    return packs // group_shards(mesh), group_shards(mesh)
+
+
 def check_divisible(mesh: Mesh, *, groups: int | None = None, **heads: int) -> None:
     """Raise a `UserError` naming both numbers where the mesh does not divide a batch or a model.
 
     Args:
-      groups: groups of a batch, split over `data` and `fsdp`.
+      groups: packs of an update, split over `data` and `fsdp`.
       heads: what is split over `model`, by its name in the message.
     """
     if groups is not None and groups % group_shards(mesh):
         raise UserError(
-            f"a batch of {groups} groups cannot be split over data x fsdp = {group_shards(mesh)} devices: make "
-            "config.groups a multiple of that, or change config.mesh."
+            f"an update of {groups} packs cannot be split over data x fsdp = {group_shards(mesh)} devices: make "
+            "config.packs a multiple of that, or change config.mesh."
         )
     for name, size in heads.items():
         if size % mesh.shape[MODEL]:
@@ -155,6 +167,11 @@ def has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def model_shards() -> int:
+    """Chips along the model axis of the mesh that is set."""
+    return jax.sharding.get_abstract_mesh().shape[MODEL] if has_mesh() else 1
+
+
 def reshard(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` split over the given axes, one or None for each of its own."""
     return jax.sharding.reshard(x, P(*axes)) if has_mesh() else x
@@ -173,12 +190,17 @@ def split_of(x: jax.Array, axis: int) -> Any:
 
 
 def product(spec: str, x: jax.Array, w: jax.Array, *, out: int, dtype: jnp.dtype | None = None) -> jax.Array:
-    """`jnp.einsum(spec, x, w)` whose last axis is the axis `out` of w and split as that; the others are whole.
+    """`jnp.einsum(spec, x, w)` over the last axis of x, which the axis `out` of w replaces.
 
-    A contraction over a split axis ends in a sum over the chips.
+    The result is split as x and that axis of w are; a contraction over a split axis ends in a sum over the chips.
     """
-    if not has_mesh():
-        return jnp.einsum(spec, x, w, preferred_element_type=dtype)
-    ndim = len(spec.partition("->")[2])
-    sharding = P(*(None,) * (ndim - 1), split_of(w, out))
+    sharding = P(*(split_of(x, i) for i in range(x.ndim - 1)), split_of(w, out)) if has_mesh() else None
     return jnp.einsum(spec, x, w, preferred_element_type=dtype, out_sharding=sharding)
+
+
+def take(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of a table that is whole on every chip, split as `index` is."""
+    if not has_mesh():
+        return jnp.take(table, index, axis=0)
+    spec = P(*(split_of(index, i) for i in range(index.ndim)), *(None,) * (table.ndim - 1))
+    return table.at[index].get(out_sharding=spec)

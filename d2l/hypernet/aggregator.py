@@ -1,7 +1,7 @@
 """From context features to one embedding per adapter row: the Perceiver of the paper, or `direct` attention.
 
-Letters: N batch of the aggregator (chunks, times layers for per-layer features), T context tokens, F feature width,
-Z latent width, Q queries (latents or output queries), H heads, K key heads, h head width.
+Letters: N rows of context tokens (times layers for per-layer features), P chunks packed in a row, T context tokens,
+F feature width, Z latent width, Q queries of a chunk (latents or output queries), H heads, h head width.
 
 Parameter names are those of the release's state dict; weights are [out, in], none has a bias.
 """
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from d2l import mesh
 from d2l.hypernet.config import HypernetConfig
 
 RMS_EPS = 1e-6
@@ -31,7 +32,7 @@ def uniform_linear(rngs: nnx.Rngs, d_in: int, d_out: int) -> nnx.Param:
 
 def linear(x: jax.Array, weight: nnx.Param) -> jax.Array:
     """y = W x over the last axis."""
-    return jnp.einsum("...i,oi->...o", x, weight[...])
+    return mesh.product("nti,oi->nto", x, weight[...], out=0)
 
 
 class GatedMLP(nnx.Module):
@@ -57,16 +58,14 @@ class LatentAttention(nnx.Module):
         self.v_proj = uniform_linear(rngs, config.latent_size, d_kv)
         self.o_proj = uniform_linear(rngs, d_q, config.latent_size)
 
-    def __call__(self, x_NQZ: jax.Array, ctx_NTZ: jax.Array, mask_NT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_NQZ: jax.Array, ctx_NTZ: jax.Array, mask_NQT: jax.Array | None) -> jax.Array:
         def heads(x, weight):
             return linear(x, weight).reshape(*x.shape[:2], -1, self.head_dim)
 
-        o_NQHh = jax.nn.dot_product_attention(
-            heads(x_NQZ, self.q_proj),
-            heads(ctx_NTZ, self.k_proj),
-            heads(ctx_NTZ, self.v_proj),
-            mask=None if mask_NT is None else mask_NT[:, None, None, :],
-        )
+        mask = None if mask_NQT is None else mask_NQT[:, None]
+        q, k, v = heads(x_NQZ, self.q_proj), heads(ctx_NTZ, self.k_proj), heads(ctx_NTZ, self.v_proj)
+        with jax.numpy_dtype_promotion("standard"):  # jax scales bfloat16 logits by a float32 number
+            o_NQHh = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return linear(o_NQHh.reshape(*x_NQZ.shape[:2], -1), self.o_proj)
 
 
@@ -87,15 +86,23 @@ class PerceiverLayer(nnx.Module):
         self.mlp = GatedMLP(config.latent_size, MLP_FACTOR * config.latent_size, config.latent_size, rngs)
         self.cross = cross
 
-    def __call__(self, x_NQZ: jax.Array, ctx_NTZ: jax.Array, mask_NT: jax.Array | None) -> jax.Array:
-        normed_NQZ = rms_norm(x_NQZ, self.input_latents_layernorm)
+    def __call__(self, x_CQZ: jax.Array, ctx_NTZ: jax.Array, mask_NPT: jax.Array | None) -> jax.Array:
+        """Queries of C = N * P chunks; `mask_NPT` is True at the tokens of each, None where a row is one chunk."""
+        normed_CQZ = rms_norm(x_CQZ, self.input_latents_layernorm)
         if self.cross:
-            attn_NQZ = self.self_attn(normed_NQZ, rms_norm(ctx_NTZ, self.input_context_layernorm), mask_NT)
+            # All queries of a row side by side, each seeing the tokens of its own chunk.
+            N, (C, Q, Z) = ctx_NTZ.shape[0], x_CQZ.shape
+            P = C // N
+            mask_NQT = None if mask_NPT is None else jnp.repeat(mask_NPT, Q, axis=1)
+            rows_NQZ = normed_CQZ.reshape(N, P, Q, Z).reshape(N, P * Q, Z)
+            ctx_NTZ = rms_norm(ctx_NTZ, self.input_context_layernorm)
+            attn_NQZ = self.self_attn(rows_NQZ, ctx_NTZ, mask_NQT)
+            attn_CQZ = attn_NQZ.reshape(N, P, Q, Z).reshape(C, Q, Z)
         else:
-            attn_NQZ = self.self_attn(normed_NQZ, normed_NQZ, None)
-        x_NQZ = x_NQZ + rms_norm(attn_NQZ, self.post_attention_layernorm)
-        mlp_NQZ = self.mlp(rms_norm(x_NQZ, self.pre_ff_layernorm))
-        return x_NQZ + rms_norm(mlp_NQZ, self.post_ff_layernorm)
+            attn_CQZ = self.self_attn(normed_CQZ, normed_CQZ, None)
+        x_CQZ = x_CQZ + rms_norm(attn_CQZ, self.post_attention_layernorm)
+        mlp_CQZ = self.mlp(rms_norm(x_CQZ, self.pre_ff_layernorm))
+        return x_CQZ + rms_norm(mlp_CQZ, self.post_ff_layernorm)
 
 
 def layer_order(num_blocks: int, num_self_attn: int, shared: bool) -> tuple[int, ...]:
@@ -140,12 +147,14 @@ class Resampler(nnx.Module):
         )
         self.norm = nnx.Param(jnp.ones(config.latent_size))
 
-    def __call__(self, ctx_NTZ: jax.Array, mask_NT: jax.Array | None) -> jax.Array:
+    def __call__(self, ctx_NTZ: jax.Array, mask_NPT: jax.Array | None) -> jax.Array:
+        """Embeddings `[N * P, Q, Z]` of the P chunks in each row; P is 1 without a mask."""
         latents_QZ = self.latents[...]
-        x_NQZ = jnp.broadcast_to(latents_QZ[None], (ctx_NTZ.shape[0], *latents_QZ.shape))
+        chunks = ctx_NTZ.shape[0] * (1 if mask_NPT is None else mask_NPT.shape[1])
+        x_CQZ = jnp.broadcast_to(latents_QZ[None], (chunks, *latents_QZ.shape))
         for index in self.order:
-            x_NQZ = self.layers[str(index)](x_NQZ, ctx_NTZ, mask_NT)
-        return rms_norm(x_NQZ, self.norm)
+            x_CQZ = self.layers[str(index)](x_CQZ, ctx_NTZ, mask_NPT)
+        return rms_norm(x_CQZ, self.norm)
 
 
 class Aggregator(nnx.Module):
@@ -168,9 +177,9 @@ class Aggregator(nnx.Module):
             self.encoder = None
             self.decoder = Resampler(config, num_queries, *blocks, rngs)
 
-    def __call__(self, features_NTF: jax.Array, mask_NT: jax.Array) -> jax.Array:
-        """Features `[N, T, F]` and a bool mask of their real tokens to embeddings `[N, Q, Z]`."""
+    def __call__(self, features_NTF: jax.Array, mask_NPT: jax.Array) -> jax.Array:
+        """Features `[N, T, F]` and the tokens of each of a row's P chunks, bool, to embeddings `[N * P, Q, Z]`."""
         ctx_NTZ = self.modality_projection(features_NTF)
         if self.encoder is None:
-            return self.decoder(ctx_NTZ, mask_NT)
-        return self.decoder(self.encoder(ctx_NTZ, mask_NT), None)
+            return self.decoder(ctx_NTZ, mask_NPT)
+        return self.decoder(self.encoder(ctx_NTZ, mask_NPT), None)

@@ -27,20 +27,30 @@ def check_encoder(config: HypernetConfig, encoder: TargetConfig) -> None:
         raise UserError(f"features of layer {needed} were asked for, the context encoder has {layers} layers.")
 
 
-def context_features(encoder: Decoder, config: HypernetConfig, tokens_CT: jax.Array) -> jax.Array:
-    """Features of right-padded chunks, without a gradient.
+def context_features(
+    encoder: Decoder,
+    config: HypernetConfig,
+    tokens_NT: jax.Array,
+    *,
+    positions_NT: jax.Array | None = None,
+    segments_NT: jax.Array | None = None,
+) -> jax.Array:
+    """Features of chunks, one or several packed in each row, without a gradient.
 
-    `per_layer_activations`: `[C, L, T, F]`, the input of each of L blocks, where the last has passed the final norm
-    instead of a block's input norm; the L-th block never runs. `early_exit`: `[C, T, F]`, the output of the first
-    `layer_idx` blocks after the final norm. `embed_only`: `[C, T, F]`, the embedding output.
+    `per_layer_activations`: `[N, L, T, F]`, the input of each of L blocks, where the last has passed the final norm
+    instead of a block's input norm; the L-th block never runs. `early_exit`: `[N, T, F]`, the output of the first
+    `layer_idx` blocks after the final norm. `embed_only`: `[N, T, F]`, the embedding output.
 
-    The encoder is causal and chunks are padded on the right, so real tokens never see the padding.
+    Args:
+      positions_NT, segments_NT: as in `Decoder.run_blocks`. Without them a row is one chunk padded on the right: the
+        encoder is causal, so real tokens never see the padding.
     """
-    x_CTF = encoder.embed(tokens_CT)
+    place = {"positions_BT": positions_NT, "segments_BT": segments_NT}
+    x_NTF = encoder.embed(tokens_NT)
     if config.features == "early_exit":
-        x_CTF, _, _ = encoder.run_blocks(x_CTF, num_layers=config.layer_idx)
-        x_CTF = encoder.final_norm(x_CTF)
+        x_NTF, _, _ = encoder.run_blocks(x_NTF, num_layers=config.layer_idx, **place)
+        x_NTF = encoder.final_norm(x_NTF)
     elif config.per_layer:
-        last, _, inputs_LCTF = encoder.run_blocks(x_CTF, num_layers=config.num_layers - 1, collect=True)
-        x_CTF = jnp.concatenate([jnp.swapaxes(inputs_LCTF, 0, 1), encoder.final_norm(last)[:, None]], axis=1)
-    return jax.lax.stop_gradient(x_CTF)
+        last, _, inputs_LNTF = encoder.run_blocks(x_NTF, num_layers=config.num_layers - 1, collect=True, **place)
+        x_NTF = jnp.concatenate([jnp.swapaxes(inputs_LNTF, 0, 1), encoder.final_norm(last)[:, None]], axis=1)
+    return jax.lax.stop_gradient(x_NTF)

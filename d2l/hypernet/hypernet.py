@@ -1,7 +1,7 @@
 """The hypernetwork: context features in, LoRA factors of one chunk out.
 
-Letters: C chunks, L target layers, M target modules (sorted by name), r rank, T tokens, F feature width,
-Z latent width, P hidden width of the residual MLP.
+Letters: N rows of context tokens, P chunks packed in a row, C chunks, L target layers, M target modules (sorted by
+name), r rank, T tokens, F feature width, Z latent width, H hidden width of the residual MLP.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from d2l import mesh
 from d2l.hypernet.aggregator import MLP_FACTOR, Aggregator
 from d2l.hypernet.config import HypernetConfig
 
@@ -38,7 +39,7 @@ class ResidualMLP(nnx.Module):
     """e + LN(W2 silu(W1 LN(e) + b1) + b2); W1, W2 of each target layer's own, or one pair for all."""
 
     def __init__(self, config: HypernetConfig, rngs: nnx.Rngs):
-        Z, P = config.latent_size, MLP_FACTOR * config.latent_size
+        Z, H = config.latent_size, MLP_FACTOR * config.latent_size
         own = (config.num_layers,) if config.per_layer_processing else ()
         self.per_layer = config.per_layer_processing
 
@@ -46,8 +47,8 @@ class ResidualMLP(nnx.Module):
             return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5))
 
         self.norm_in = LayerNorm(Z)
-        self.w1, self.b1 = uniform(Z, *own, Z, P), uniform(Z, *own, P)
-        self.w2, self.b2 = uniform(P, *own, P, Z), uniform(P, *own, Z)
+        self.w1, self.b1 = uniform(Z, *own, Z, H), uniform(Z, *own, H)
+        self.w2, self.b2 = uniform(H, *own, H, Z), uniform(H, *own, Z)
         self.norm_out = LayerNorm(Z)
 
     def __call__(self, e_CLMrZ: jax.Array) -> jax.Array:
@@ -55,7 +56,7 @@ class ResidualMLP(nnx.Module):
 
         def affine(x, weight, bias):
             bias = bias[...].reshape(1, -1, 1, 1, bias.shape[-1])
-            return jnp.einsum(spec, x, weight[...]) + bias.astype(x.dtype)
+            return mesh.product(spec, x, weight[...], out=weight.ndim - 1) + bias.astype(x.dtype)
 
         x = jax.nn.silu(affine(self.norm_in(e_CLMrZ), self.w1, self.b1))
         return e_CLMrZ + self.norm_out(affine(x, self.w2, self.b2))
@@ -88,35 +89,54 @@ class Hypernet(nnx.Module):
         init_B = jnp.float32(config.scaler_b_init)  # typed: a weak type would make the second step compile again
         self.scaler_B = nnx.Dict({name: nnx.Param(jnp.full((L, r), init_B)) for name in sizes})
 
-    def __call__(self, features: jax.Array, mask_CT: jax.Array, *, iterative: bool = False) -> Factors:
+    def __call__(
+        self,
+        features: jax.Array,
+        mask: jax.Array,
+        *,
+        chunks_C: jax.Array | None = None,
+        iterative: bool = False,
+        remat: bool = False,
+    ) -> Factors:
         """LoRA factors of every chunk.
 
         Args:
-          features: `[C, T, F]`, or `[C, L, T, F]` for per-layer activations.
-          mask_CT: bool, True at real tokens.
+          features: `[N, T, F]`, or `[N, L, T, F]` for per-layer activations.
+          mask: bool, True at the tokens of a chunk: `[N, T]`, or `[N, P, T]` for P chunks packed in each row.
+          chunks_C: int32, which of the N * P chunks to write factors for (row * P + place in the row); default all.
           iterative: run the aggregator on one layer's feature after the other (small peak memory) instead of on all at
             once; the result is the same. Per-layer activations only.
+          remat: recompute the aggregator in the backward pass, one layer's feature at a time.
 
         Returns:
           `{module: {"A": [C, L, r, d_in], "B": [C, L, r, d_out]}}`, without scale and learned bias.
         """
         c = self.config
-        shape = (features.shape[0], c.num_layers, c.num_modules, c.rank, c.latent_size)
-        return self.to_factors(self.embed(features, mask_CT, iterative).reshape(shape))
+        mask_NPT = mask if mask.ndim == 3 else mask[:, None]
+        e_CqZ = self.embed(features, mask_NPT, iterative or remat, remat)
+        if chunks_C is not None:
+            e_CqZ = jnp.take(e_CqZ, chunks_C, axis=0)
+        return self.to_factors(e_CqZ.reshape(-1, c.num_layers, c.num_modules, c.rank, c.latent_size))
 
-    def embed(self, features: jax.Array, mask_CT: jax.Array, iterative: bool) -> jax.Array:
-        """Output-query embeddings `[C, L * M * r, Z]`."""
+    def embed(self, features: jax.Array, mask_NPT: jax.Array, iterative: bool, remat: bool) -> jax.Array:
+        """Output-query embeddings `[N * P, L * M * r, Z]`."""
+        graphdef, params = nnx.split(self.aggregator)
+
+        def aggregate(features_NTF, mask_NPT):
+            return nnx.merge(graphdef, params)(features_NTF, mask_NPT)
+
+        if remat:
+            aggregate = jax.checkpoint(aggregate, prevent_cse=not self.config.per_layer)
         if not self.config.per_layer:
-            return self.aggregator(features, mask_CT)
-        C, L, T, F = features.shape
+            return aggregate(features, mask_NPT)
+        N, L, T, F = features.shape
+        Z, P = self.config.latent_size, mask_NPT.shape[1]
         if iterative:
-            graphdef, params = nnx.split(self.aggregator)
-            e_LCQZ = jax.lax.map(
-                lambda features_CTF: nnx.merge(graphdef, params)(features_CTF, mask_CT), jnp.swapaxes(features, 0, 1)
-            )
-            return jnp.swapaxes(e_LCQZ, 0, 1).reshape(C, -1, self.config.latent_size)
-        mask_NT = jnp.repeat(mask_CT, L, axis=0)
-        return self.aggregator(features.reshape(C * L, T, F), mask_NT).reshape(C, -1, self.config.latent_size)
+            e_LCqZ = jax.lax.map(lambda features_NTF: aggregate(features_NTF, mask_NPT), jnp.swapaxes(features, 0, 1))
+            return jnp.swapaxes(e_LCqZ, 0, 1).reshape(N * P, -1, Z)
+        e_MqZ = aggregate(features.reshape(N * L, T, F), jnp.repeat(mask_NPT, L, axis=0))
+        e_NPLqZ = jnp.swapaxes(e_MqZ.reshape(N, L, P, -1, Z), 1, 2)
+        return e_NPLqZ.reshape(N * P, L, -1, Z).reshape(N * P, -1, Z)
 
     def to_factors(self, e_CLMrZ: jax.Array) -> Factors:
         """Residual MLPs, unit length, head and learned scalers on the output-query embeddings."""
@@ -126,7 +146,7 @@ class Hypernet(nnx.Module):
         e32 = e_CLMrZ.astype(jnp.float32)
         e_CLMrZ = (e32 / jnp.linalg.norm(e32, axis=-1, keepdims=True)).astype(e_CLMrZ.dtype)
         spec = "clmrz,lzd->clmrd" if c.num_modules == 1 else "clmrz,lmzd->clmrd"
-        rows_CLMrd = jnp.einsum(spec, e_CLMrZ, self.head[...])
+        rows_CLMrd = mesh.product(spec, e_CLMrZ, self.head[...], out=self.head.ndim - 1)
         factors = {}
         for m, (name, d_in, d_out) in enumerate(zip(c.target_modules, c.d_in, c.d_out, strict=True)):
             A_CLri, B_CLro = rows_CLMrd[:, :, m, :, :d_in], rows_CLMrd[:, :, m, :, d_in : d_in + d_out]

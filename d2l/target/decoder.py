@@ -16,18 +16,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from d2l import mesh
 from d2l.target.attention import apply_rope, attend, rope_table
 from d2l.target.config import TargetConfig
 
 Params = dict[str, Any]
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+# What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
+REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def times(x_BTi: jax.Array, w_oi: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """W x with the sum in `dtype` (default: that of x)."""
     if x_BTi.shape[0] * x_BTi.shape[1] > 1 or x_BTi.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
-        return jnp.einsum("bti,oi->bto", x_BTi, w_oi, preferred_element_type=dtype)
+        return mesh.product("bti,oi->bto", x_BTi, w_oi, out=0, dtype=dtype)
     # XLA multiplies a single bfloat16 row on a CPU at a tenth of the rate of two rows.
     twice_12i = jnp.concatenate([x_BTi, x_BTi], axis=1)
     return jnp.einsum("bti,oi->bto", twice_12i, w_oi, preferred_element_type=dtype)[:, :1]
@@ -36,15 +39,24 @@ def times(x_BTi: jax.Array, w_oi: jax.Array, dtype: jnp.dtype | None = None) -> 
 def linear(x_BTi: jax.Array, w_oi: jax.Array, ab: dict[str, jax.Array] | None = None) -> jax.Array:
     """y = W x, plus B^T (A x) where an adapter `{"A": [B, R, i], "B": [B, R, o]}` is given (scale folded into B).
 
-    An adapter of batch 1 serves every row.
+    An adapter of batch 1 serves every row. An entry `"gate": [B, T, R]` multiplies A x.
     """
     y_BTo = times(x_BTi, w_oi)
     if ab is None:
         return y_BTo
-    A, B = ab["A"].astype(x_BTi.dtype), ab["B"].astype(x_BTi.dtype)
-    if A.shape[0] == 1:
-        return y_BTo + jnp.einsum("btr,ro->bto", jnp.einsum("bti,ri->btr", x_BTi, A[0]), B[0])
-    return y_BTo + jnp.einsum("btr,bro->bto", jnp.einsum("bti,bri->btr", x_BTi, A), B)
+    # A is split as the input is, B as the output is: both are cut out of whole arrays, nothing is sent.
+    A = mesh.reshard(ab["A"].astype(x_BTi.dtype), None, None, mesh.split_of(x_BTi, 2))
+    B = mesh.reshard(ab["B"].astype(x_BTi.dtype), None, None, mesh.split_of(w_oi, 0))
+    one = A.shape[0] == 1
+    if one:
+        h_BTR = mesh.product("bti,ri->btr", x_BTi, A[0], out=0)
+    else:
+        h_BTR = mesh.product("bti,bri->btr", x_BTi, A, out=1)
+    if "gate" in ab:
+        h_BTR = h_BTR * ab["gate"].astype(h_BTR.dtype)
+    if one:
+        return y_BTo + mesh.product("btr,ro->bto", h_BTR, B[0], out=1)
+    return y_BTo + mesh.product("btr,bro->bto", h_BTR, B, out=2)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, config: TargetConfig) -> jax.Array:
@@ -183,7 +195,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """Token ids int32 `[B, T]` to embeddings `[B, T, D]` in the dtype of the weights."""
-        x_BTD = jnp.take(self.embed_tokens[...], tokens_BT, axis=0)
+        x_BTD = mesh.take(self.embed_tokens[...], tokens_BT)
         if self.config.embed_scale:
             x_BTD = x_BTD * jnp.asarray(self.config.hidden_size**0.5, x_BTD.dtype)
         return x_BTD
@@ -206,11 +218,12 @@ class Decoder(nnx.Module):
         positions_BT: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
         adapter: Any = None,
+        gate_BTR: jax.Array | None = None,
         cache: Any = None,
         fresh: bool = False,
         num_layers: int | None = None,
         collect: bool = False,
-        remat: bool = False,
+        remat: str = "none",
     ) -> tuple[jax.Array, Any, jax.Array | None]:
         """Run the first `num_layers` blocks (default: all), without the final norm.
 
@@ -220,10 +233,11 @@ class Decoder(nnx.Module):
           segments_BT: int32, no attention across segments (packed rows, padding); not with a cache.
           adapter: `{module: {"A": [L, B, R, d_in], "B": [L, B, R, d_out]}}`, a row of its own per batch row; with
             unstacked layers a sequence of L such dicts without L.
+          gate_BTR: which of the adapter's R rows each token uses, 0 or 1; default all.
           cache: `{"k": [L, B, K, S, H], "v": [L, B, K, H, S]}`; with unstacked layers a sequence of L without L.
           fresh: nothing is in the cache yet and row positions are 0..T-1: attention is over these T tokens alone.
           collect: also return the input of every block that ran.
-          remat: recompute blocks in the backward pass.
+          remat: what the backward pass recomputes, a name of `REMAT`.
 
         Returns:
           `(x_BTD, cache, inputs_LBTD or None)`.
@@ -248,7 +262,10 @@ class Decoder(nnx.Module):
                 ropes = jax.tree.map(lambda near, far: jnp.where(sliding, near, far), rope_local, rope)
             if any_sliding:
                 masks = mask | {"window": jnp.where(sliding, c.sliding_window, jnp.iinfo(jnp.int32).max)}
-            out_BTD, kv = block(x_BTD, ropes, kv, ab or {}, masks)
+            ab = ab or {}
+            if gate_BTR is not None:
+                ab = {name: factors | {"gate": gate_BTR} for name, factors in ab.items()}
+            out_BTD, kv = block(x_BTD, ropes, kv, ab, masks)
             return out_BTD, (kv, x_BTD if collect else None)
 
         if not self.stacked:
@@ -265,10 +282,10 @@ class Decoder(nnx.Module):
 
         def scan_body(x_BTD, layer):
             params, sliding, ab, kv = layer
-            return body(x_BTD, (nnx.merge(graphdef, params), sliding, ab, kv))
+            return body(x_BTD, (nnx.merge(graphdef, mesh.gather(params)), sliding, ab, kv))
 
-        if remat:
-            scan_body = jax.checkpoint(scan_body, prevent_cse=False)
+        if remat != "none":
+            scan_body = jax.checkpoint(scan_body, prevent_cse=False, policy=REMAT[remat])
         x_BTD, (cache, inputs) = jax.lax.scan(scan_body, x_BTD, (first[0], sliding_L, *first[1:]))
         return x_BTD, cache, inputs
 
@@ -293,7 +310,9 @@ def unstack(tree: Any, count: int) -> tuple[Any, ...]:
 
 
 def unstack_params(params: Params, count: int) -> Params:
-    """Parameters of a stacked decoder as those of an unstacked one."""
+    """Parameters of a stacked decoder as those of an unstacked one, which come back as they are."""
+    if 0 in params["layers"]:
+        return params
     return params | {"layers": dict(enumerate(unstack(params["layers"], count)))}
 
 

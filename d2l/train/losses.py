@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from d2l import mesh
 from d2l.adapter import Factors
 
 TEACHER_TOP_K = 16
@@ -19,18 +20,27 @@ Unembed = Callable[[jax.Array], jax.Array]
 def by_rows(function: Callable, x_ND: jax.Array, targets: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """`function(x, *targets)` over blocks of at most `ROWS` rows, recomputed in the backward pass.
 
-    Only one block of logits `[ROWS, V]` exists at a time, in the forward and in the backward pass.
+    Only one block of logits `[ROWS, V]` exists at a time, in the forward and in the backward pass. The chips of the
+    model axis share the rows of a block: each multiplies its own with the whole head.
     """
     N = x_ND.shape[0]
-    if N <= ROWS:
-        return function(x_ND, *targets)
     blocks = -(-N // ROWS)
+    size = -(-N // blocks // mesh.model_shards()) * mesh.model_shards()
 
     def fold(a):
-        return jnp.pad(a, ((0, blocks * ROWS - N),) + ((0, 0),) * (a.ndim - 1)).reshape(blocks, ROWS, *a.shape[1:])
+        padded = jnp.pad(a, ((0, blocks * size - N),) + ((0, 0),) * (a.ndim - 1))
+        return mesh.reshard(padded.reshape(blocks, size, *a.shape[1:]), None, mesh.MODEL, *(None,) * (a.ndim - 1))
 
-    out = jax.lax.map(lambda args: jax.checkpoint(function)(*args), tuple(map(fold, (x_ND, *targets))))
-    return jax.tree.map(lambda a: a.reshape(blocks * ROWS, *a.shape[2:])[:N], out)
+    args = tuple(map(fold, (x_ND, *targets)))
+    if blocks == 1:
+        out = jax.tree.map(lambda a: a[None], function(*(a[0] for a in args)))
+    else:
+        out = jax.lax.map(lambda args: jax.checkpoint(function)(*args), args)
+
+    def unfold(a):
+        return mesh.reshard(a, *(None,) * a.ndim).reshape(blocks * size, *a.shape[2:])[:N]
+
+    return jax.tree.map(unfold, out)
 
 
 def cross_entropy(unembed: Unembed, x_ND: jax.Array, tokens_N: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -66,9 +76,9 @@ def kl(unembed: Unembed, x_ND: jax.Array, teacher_tokens_Nk: jax.Array, teacher_
 
 
 def l1(factors: Factors) -> jax.Array:
-    """Mean over modules of mean|A| + mean|B| of the composed adapter, padding included."""
+    """Mean over modules of mean|A| + mean|B| of each context's composed adapter, padding included, float32 `[C]`."""
 
-    def size(a):
-        return jnp.mean(jnp.abs(a), dtype=jnp.float32)
+    def size(a_LCRd):
+        return jnp.mean(jnp.abs(a_LCRd), axis=(0, 2, 3), dtype=jnp.float32)
 
-    return jnp.mean(jnp.stack([size(ab["A"]) + size(ab["B"]) for ab in factors.values()]))
+    return jnp.mean(jnp.stack([size(ab["A"]) + size(ab["B"]) for ab in factors.values()]), axis=0)

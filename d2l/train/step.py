@@ -1,6 +1,11 @@
 """The distillation step: context encoder, hypernetwork, student (and teacher) and loss in one jitted function.
 
-Letters: C chunks, Q queries, T tokens, R response tokens, D hidden.
+A batch is `{name: [accumulate, groups, ...]}` with the fields of `d2l.data.pack.Packer.finish`. A group is computed on
+its own, so that groups are split over chips without a word between them; sums over groups and accumulation steps are
+divided once, by the contexts of the whole batch.
+
+Letters: N rows of context tokens, S their length, Q rows of queries, U contexts of a row, R response tokens, D hidden,
+C contexts of a group, r adapter rank.
 """
 
 import dataclasses
@@ -12,16 +17,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from d2l import mesh
 from d2l.adapter import Adapter, compose
+from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import context_features
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.target.config import TargetConfig
-from d2l.target.decoder import abstract_decoder
+from d2l.target.decoder import REMAT, Decoder, abstract_decoder
 from d2l.train import losses
 
 Batch = dict[str, jax.Array]
 State = dict[str, Any]
+Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,84 +38,148 @@ class StepConfig:
 
     Attributes:
       loss: `ce` on the response, or `kl` against the target with the document in its prompt.
+      max_chunks: the most chunks that a context has.
+      row_chunks: the most chunks that are packed in a row.
       l1: weight of the mean absolute adapter entry.
-      num_contexts, max_chunks: contexts of a batch, and the most chunks that one of them has.
       dtype: of all compute but norms, softmaxes and the loss; the masters stay float32.
-      remat: recompute the student's blocks in the backward pass.
+      remat: what the backward pass of the student's blocks recomputes, a name of `REMAT`; unless `none` the
+        hypernetwork's aggregator is recomputed too.
     """
 
     loss: str
-    num_contexts: int
-    max_chunks: int
+    max_chunks: int = 1
+    row_chunks: int = 1
     l1: float = 0.0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+
+    def __post_init__(self):
+        if self.loss not in ("ce", "kl"):
+            raise UserError(f"loss is {self.loss!r}: give ce or kl.")
+        if self.remat not in REMAT:
+            raise UserError(f"remat is {self.remat!r}: give one of {', '.join(REMAT)}.")
 
 
-def loss_fn(
-    params: Any, frozen: Any, batch: Batch, hyper: HypernetConfig, target: TargetConfig, step: StepConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of one batch (fields in `d2l.data.batch.Batch`) and its parts, all scalars.
+def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfig, step: StepConfig) -> Metrics:
+    """Loss and its parts summed over the contexts of one group, float32 scalars.
 
-    The mean over a query's response tokens, a context's queries and contexts (SPEC 5) is folded into `query_weight`,
-    which sums to one.
+    The mean over a query's response tokens and a context's queries (SPEC 5) is in `response_weight`.
     """
     dtype = jnp.dtype(step.dtype)
-    params = jax.tree.map(lambda a: a.astype(dtype), params)
     hypernet = nnx.merge(abstract_hypernet(hyper)[0], params)
-    decoder = nnx.merge(abstract_decoder(target)[0], frozen)
 
-    features = context_features(decoder, hyper, batch["ctx_tokens"]).astype(dtype)
-    chunks = hypernet(features, batch["ctx_mask"])
+    # ---- contexts to adapters
+    features = context_features(
+        decoder,
+        hyper,
+        group["ctx_tokens"],
+        positions_NT=group["ctx_positions"],
+        segments_NT=group["ctx_segments"],
+    ).astype(dtype)
+    mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(step.row_chunks)[None, :, None]
     factors, ranks = compose(
-        chunks,
-        batch["chunk_context"],
-        batch["chunk_slot"],
-        num_contexts=step.num_contexts,
+        hypernet(features, mask_NPS, chunks_C=group["chunk_place"], remat=step.remat != "none"),
+        group["chunk_context"],
+        group["chunk_slot"],
+        num_contexts=group["context_weight"].shape[0],
         max_chunks=step.max_chunks,
         bias=hypernet.bias(),
     )
-    adapter = Adapter(factors, ranks, hyper.scale).select(batch["query_context"])
 
-    def response(tokens_QT, index_QR, **kwargs):
-        x_QTD, _, _ = decoder.run_blocks(decoder.embed(tokens_QT), **kwargs)
-        x_QRD = jnp.take_along_axis(x_QTD, index_QR[:, :, None], axis=1)
-        return decoder.final_norm(x_QRD).reshape(-1, x_QRD.shape[-1])
+    # ---- queries under the adapters of their contexts
+    contexts_QU = group["query_contexts"]
+    Q, U = contexts_QU.shape
+    adapter = Adapter(factors, ranks, hyper.scale).select(contexts_QU.reshape(-1)).for_decoder(dtype)
+    rows = jax.tree.map(lambda a: a.reshape(a.shape[0], Q, U, *a.shape[2:]), adapter)
+    adapter = jax.tree.map(lambda a: a.reshape(*a.shape[:2], -1, a.shape[-1]), rows)  # ranks of a row, end to end
+    gate_QTR = None
+    if U > 1:
+        gate_QTU = jax.nn.one_hot(group["query_slots"], U, dtype=dtype)
+        gate_QTR = jnp.repeat(gate_QTU, next(iter(factors.values()))["A"].shape[2], axis=2)
 
-    mask_QR = batch["response_mask"].astype(jnp.float32)
-    weight_QR = mask_QR / jnp.maximum(mask_QR.sum(axis=1, keepdims=True), 1.0) * batch["query_weight"][:, None]
-    student_ND = response(
-        batch["query_tokens"], batch["response_index"], adapter=adapter.for_decoder(dtype), remat=step.remat
+    def responses(prompts: str, row_R, index_R, **kwargs):
+        x_QTD = decoder.embed(group[f"{prompts}_tokens"])
+        place = {"positions_BT": group[f"{prompts}_positions"], "segments_BT": group[f"{prompts}_segments"]}
+        x_QTD, _, _ = decoder.run_blocks(x_QTD, **place, **kwargs)
+        return decoder.final_norm(x_QTD[row_R, index_R][None])[0]
+
+    student_RD = responses(
+        "query", group["response_row"], group["response_index"], adapter=adapter, gate_BTR=gate_QTR, remat=step.remat
     )
-    ce_N, hit_N = losses.cross_entropy(decoder.unembed, student_ND, batch["response_tokens"].reshape(-1))
-    ce = jnp.sum(weight_QR * ce_N.reshape(mask_QR.shape))
-    wrong_Q = jnp.any((hit_N.reshape(mask_QR.shape) == 0) & (mask_QR > 0), axis=1)
-    metrics = {
-        "ce": ce,
-        "exact": jnp.sum(batch["query_weight"] * (1.0 - wrong_Q.astype(jnp.float32))),
-        "l1": losses.l1(factors),
+
+    # ---- losses
+    weight_R, query_R = group["response_weight"], group["response_query"]
+    ce_R, hit_R = losses.cross_entropy(decoder.unembed, student_RD, group["response_tokens"])
+    missed_R = jnp.where(weight_R > 0, 1.0 - hit_R, 0.0)
+    wrong_q = jax.ops.segment_max(missed_R, query_R, num_segments=len(missed_R))
+    weight_q = jax.ops.segment_sum(weight_R, query_R, num_segments=len(missed_R))
+    sums = {
+        "ce": jnp.sum(weight_R * ce_R),
+        "accuracy": jnp.sum(weight_R * hit_R),
+        "exact": jnp.sum(jnp.where(wrong_q == 0, weight_q, 0.0)),
+        "l1": jnp.sum(group["context_weight"] * losses.l1(factors)),
     }
     if step.loss == "kl":
-        teacher_ND = jax.lax.stop_gradient(response(batch["teacher_tokens"], batch["teacher_index"]))
-        top = losses.teacher_top_k(decoder.unembed, teacher_ND)
-        kl_N = losses.kl(decoder.unembed, student_ND, *top)
-        metrics["kl"] = jnp.sum(weight_QR * kl_N.reshape(mask_QR.shape))
-    loss = metrics[step.loss] + step.l1 * metrics["l1"]
-    return loss, metrics | {"loss": loss}
+        if "teacher_top_tokens" in group:
+            top = group["teacher_top_tokens"], group["teacher_top_logp"]
+        else:
+            teacher_RD = responses("teacher", group["teacher_row"], group["teacher_index"])
+            top = losses.teacher_top_k(decoder.unembed, jax.lax.stop_gradient(teacher_RD))
+        sums["kl"] = jnp.sum(weight_R * losses.kl(decoder.unembed, student_RD, *top))
+    return sums | {"loss": sums[step.loss] + step.l1 * sums["l1"]}
+
+
+def loss_fn(
+    params: Any, frozen: Any, groups: Batch, hyper: HypernetConfig, target: TargetConfig, step: StepConfig
+) -> tuple[jax.Array, Metrics]:
+    """Loss of groups `{name: [groups, ...]}` and its parts, summed over their contexts."""
+    params = mesh.gather(jax.tree.map(lambda a: a.astype(jnp.dtype(step.dtype)), params))
+    # The layers are gathered one by one, where they run.
+    frozen = frozen | mesh.gather({name: a for name, a in frozen.items() if name != "layers"})
+
+    def one(group: Batch) -> Metrics:
+        return group_sums(params, nnx.merge(abstract_decoder(target)[0], frozen), group, hyper, step)
+
+    sums = jax.tree.map(jnp.sum, jax.vmap(one)(groups))
+    return sums["loss"], sums
+
+
+def gradients(
+    params: Any, frozen: Any, batch: Batch, hyper: HypernetConfig, target: TargetConfig, step: StepConfig
+) -> tuple[Any, Metrics]:
+    """Gradient of the mean loss over the contexts of a batch, and that loss and its parts."""
+    total = jnp.sum(batch["context_weight"])
+
+    def of_groups(groups: Batch) -> tuple[Any, Metrics]:
+        grads, sums = jax.grad(loss_fn, has_aux=True)(params, frozen, groups, hyper, target, step)
+        return grads, sums
+
+    accumulate = batch["context_weight"].shape[0]
+    if accumulate == 1:
+        grads, sums = of_groups(jax.tree.map(lambda a: a[0], batch))
+    else:
+        first = jax.tree.map(lambda a: a[0], batch)
+        zeros = (
+            jax.tree.map(jnp.zeros_like, params),
+            jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_groups, first)[1]),
+        )
+        (grads, sums), _ = jax.lax.scan(
+            lambda carry, groups: (jax.tree.map(jnp.add, carry, of_groups(groups)), None), zeros, batch
+        )
+    return jax.tree.map(lambda a: a / total, (grads, sums))
 
 
 def make_step(
     hyper: HypernetConfig, target: TargetConfig, step: StepConfig, optimizer: optax.GradientTransformation
-) -> Callable[[State, Any, Batch], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
     """The jitted update `(state, frozen target parameters, batch) -> (state, metrics)`; the state is donated.
 
     `state` is `{"params", "opt_state", "step"}`. Metrics are float32 scalars on the device, with the gradient norm of
-    every parameter group under `grad/`.
+    every parameter group under `grad/`. Call and lower it under `jax.set_mesh` where arrays live on a mesh.
     """
 
-    def update(state: State, frozen: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, metrics), grads = grad_fn(state["params"], frozen, batch, hyper, target, step)
+    def update(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
+        grads, metrics = gradients(state["params"], frozen, batch, hyper, target, step)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics |= {f"grad/{name}": optax.tree.norm(part) for name, part in grads.items()}
