@@ -11,24 +11,20 @@ from d2l.data.record import Record
 from d2l.errors import UserError
 
 
-def read_json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+def parse_json_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Any]]:
     """Line numbers from 1 and what stands there; empty lines are left out.
 
     Raises:
-      UserError: the file cannot be read, or a line is no UTF-8 or no JSON; the sentence names file and line.
+      UserError: a line is no UTF-8 or no JSON; the sentence gives `name` and its number.
     """
-    number = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a JSONL file.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number} is not UTF-8: convert the file to UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number} is no JSON ({error.msg}): give one JSON object a line.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}, line {number} is not UTF-8: convert the file to UTF-8.") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name}, line {number} is no JSON ({error.msg}): give one JSON object a line.") from error
 
 
 def read_records(path: str | pathlib.Path) -> Iterator[Record]:
@@ -37,17 +33,24 @@ def read_records(path: str | pathlib.Path) -> Iterator[Record]:
     Raises:
       UserError: a line is malformed, or an id comes twice in a source and split; the sentence names file and line.
     """
-    path = pathlib.Path(path)
+    try:
+        with open(path, "rb") as lines:
+            yield from _records(lines, str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a file of records.") from error
+
+
+def _records(lines: Iterable[bytes], name: str) -> Iterator[Record]:
     seen: dict[tuple[str, str, str], int] = {}
-    for number, fields in read_json_lines(path):
+    for number, fields in parse_json_lines(lines, name):
         try:
             record = Record.from_json(fields)
         except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{name}, line {number}: {error}") from error
         key = (record.source, record.split, record.id)
         if key in seen:
             raise UserError(
-                f"{path}, line {number}: the id {record.id!r} stands on line {seen[key]} already: give every record "
+                f"{name}, line {number}: the id {record.id!r} stands on line {seen[key]} already: give every record "
                 "of a source and split an id of its own."
             )
         seen[key] = number
