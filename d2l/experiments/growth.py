@@ -11,8 +11,7 @@ from d2l.hypernet.aggregator import MLP_FACTOR
 from d2l.hypernet.config import HypernetConfig
 from d2l.target.attention import MAX_UNROLLED_BLOCKS, QUERY_BLOCK
 from d2l.target.config import TargetConfig
-
-BF16, F32 = 2, 4  # bytes
+from d2l.train.losses import ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,8 @@ def step_flops(model: Model, shapes: Shapes, packs: int, *, remat: bool, kl: boo
     head = 2 * rows * h.latent_size * (2 * h.num_pre_head_layers * MLP_FACTOR * h.latent_size + h.d_lora)
     student = blocks_flops(model, shapes.query_rows, shapes.query_tokens, t.num_hidden_layers, rank)
     weights = 2 * shapes.query_rows * shapes.query_tokens * t.num_hidden_layers * model.block_params
-    logits = 2 * shapes.responses * t.hidden_size * t.vocab_size
+    blocks = -(-shapes.responses // ROWS)
+    logits = 2 * blocks * -(-shapes.responses // blocks) * t.hidden_size * t.vocab_size
     # The last product of a block is recomputed only where a norm follows it.
     last = 0 if t.sandwich_norms else t.num_hidden_layers * shapes.query_rows * _last_product(model, shapes, rank)
     teacher = blocks_flops(model, shapes.teacher_rows, shapes.teacher_tokens, t.num_hidden_layers)
@@ -98,7 +98,7 @@ def step_flops(model: Model, shapes: Shapes, packs: int, *, remat: bool, kl: boo
         "teacher": teacher + (logits if shapes.teacher_rows else 0),
         # Cross-entropy is reported beside the KL, which alone has a gradient.
         "output head": (3 if kl else 2) * logits,
-        "recomputed": (aggregator + student - last if remat else 0) + logits,
+        "recomputed": (aggregator + student - last if remat else 0) + (logits if blocks > 1 else 0),
     }
     return {name: packs * flops for name, flops in parts.items()}
 

@@ -59,7 +59,12 @@ def largest_stage(fields: dict[str, Any]) -> str:
     """The stage whose train step has the most FLOPs."""
     if len(fields["stages"]) == 1:
         return next(iter(fields["stages"]))
-    return max(sorted(fields["stages"]), key=lambda name: count_flops(*_train(fields, name, None)[:2]))
+
+    def flops(name: str) -> int:
+        function, args = _train(fields, name, None)
+        return count_flops(function, *args)
+
+    return max(sorted(fields["stages"]), key=flops)
 
 
 def train_program(fields: dict[str, Any], stage: str, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
