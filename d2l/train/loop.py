@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -98,7 +98,7 @@ def train(
         abstract_state = abstract(state)
 
         # ------------------------------------------------------------ updates, stage by stage
-        def work() -> Iterator[Work]:
+        def work() -> Generator[Work]:
             for stage, feed, end in zip(stages, feeds, ends, strict=True):
                 first = max(end - stage["steps"], done)
                 if first >= end:

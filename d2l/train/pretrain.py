@@ -5,7 +5,7 @@ Letters: Q prompts, T tokens, R response tokens, D hidden.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def train_target(
         state, _, done = checkpoints.restore(init_state(params, optimizer))
 
         # ------------------------------------------------------------ data: batch i is a pure function of seed and i
-        def work() -> Iterator[Work]:
+        def work() -> Generator[Work]:
             end = 0
             update = make_update(target, optimizer, fields["lm_weight"], fields["dtype"], fields["seed"])
             for stage in stages:

@@ -40,8 +40,7 @@ class Product:
         Raises:
           UserError: it cannot be written.
         """
-        whole = jax.tree.map(lambda a: replicated(a.sharding), params)
-        params = jax.jit(lambda tree: tree, out_shardings=whole)(params)
+        params = jax.device_put(params, jax.tree.map(lambda a: replicated(a.sharding), params))
         if leads():
             names = {"target_name": self.target_name, "target_hash": self.target_hash}
             with new_folder(folder) as local:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class Work:
 
 def run(
     state: Any,
-    work: Iterator[Work],
+    work: Generator[Work],
     checkpoints: Checkpoints,
     watch: Watch,
     *,
@@ -100,6 +100,7 @@ def run(
                 break
         checkpoints.wait()
     finally:
+        work.close()
         profile.close()
         watch.close()
         stop.restore()

@@ -17,7 +17,8 @@ from d2l.train.processes import leads
 from d2l.train.workdir import new_folder
 
 RECENT = 20  # steps that the progress line and the result average over
-SHOWN = ("loss", "exact", "input/packing")  # in the progress line
+# In the progress line.
+SHOWN = {"loss": "loss", "exact": "exact", "packing": "input/packing", "tokens/s": "speed/tokens_per_second_per_chip"}
 
 
 class Watch:
@@ -44,7 +45,7 @@ class Watch:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._log.write(json.dumps({"step": step} | values))
-            shown = {name: f"{self._mean(name):.3f}" for name in SHOWN if name in values}
+            shown = {label: f"{self._mean(name):,.4g}" for label, name in SHOWN.items() if name in values}
             self._progress.update()
             self._progress.set_postfix(shown, refresh=False)
 

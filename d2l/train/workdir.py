@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from etils import epath
 from d2l.errors import UserError
 from d2l.train import processes
 from d2l.train.lock import lock
+
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the errors that it raises as well
 
 # Fields of a config that say where and how often, not what is computed: they may differ when a run goes on.
 FREE_FIELDS = ("mesh", "remat", "checkpoint_every", "keep", "keep_best")
@@ -89,11 +92,14 @@ def _take(path: epath.Path, config: dict[str, Any]) -> Any:
         raise
     except ImportError as error:
         raise UserError(f"{path} needs gcsfs: pip install 'd2l[gcs]'.") from error
-    except OSError as error:
-        hint = ""
-        if in_bucket:
-            hint = "log in (gcloud auth application-default login), check the bucket's name and rights, or "
-        raise UserError(f"cannot write {path} ({error.strerror or error}): {hint}choose another --workdir.") from error
+    except Exception as error:  # a bucket's client raises what it likes
+        if not (in_bucket or isinstance(error, OSError)):
+            raise
+        hint = (
+            "log in (gcloud auth application-default login), check the bucket and your rights, or " if in_bucket else ""
+        )
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot write {path} ({reason}): {hint}choose another --workdir.") from error
     try:
         claim(path / "config.json", config, free=FREE_FIELDS)
     except BaseException:

@@ -20,7 +20,7 @@ def record(number: int, words: int = 5, queries: int = 1, source: str = "set") -
 def with_teacher(plain: Record, response: list[int], k: int = 3) -> Record:
     rng = np.random.default_rng(len(response))
     shape = (len(response), k)
-    teacher = Teacher(np.int32(response), rng.integers(0, 400, shape, np.int32), np.log(rng.random(shape, np.float32)))
+    teacher = Teacher(np.int32(response), rng.integers(0, 200, shape, np.int32), np.log(rng.random(shape, np.float32)))
     queries = tuple(query._replace(teacher=teacher) for query in plain.queries)
     return dataclasses.replace(plain, queries=queries)
 
