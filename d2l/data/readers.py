@@ -1,10 +1,11 @@
 """The text of one file: plain text and source code as they are, HTML, PDF, DOCX and EPUB as Markdown or plain text.
 
-What a file is, its first bytes decide before its name does. Readers of other formats than text are imported when one
-is met (`pip install "d2l[documents]"`).
+What a file is, its first bytes decide before its name does; gzip around it is taken off. Readers of other formats
+than text are imported when one is met (`pip install "d2l[documents]"`).
 """
 
 import contextlib
+import gzip
 import io
 import pathlib
 import posixpath
@@ -53,8 +54,12 @@ def read_text(path: pathlib.Path) -> tuple[str, list[Skipped]]:
         data = path.read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror})") from error
+    name = path.name.lower()
+    if data.startswith(b"\x1f\x8b"):
+        with _readable("is a damaged archive"):
+            data, name = gzip.decompress(data), name.removesuffix(".gz")
     skipped: list[Skipped] = []
-    text = _reader(data, path.suffix.lower())(data, str(path), skipped)
+    text = _reader(data, name)(data, str(path), skipped)
     if not text.strip():
         raise Unreadable("; ".join(["is empty", *(f"{where} {why}" for where, why in skipped)]))
     return text, skipped
@@ -63,7 +68,7 @@ def read_text(path: pathlib.Path) -> tuple[str, list[Skipped]]:
 Reader = Callable[[bytes, str, list[Skipped]], str]
 
 
-def _reader(data: bytes, suffix: str) -> Reader:
+def _reader(data: bytes, name: str) -> Reader:
     head = data[:1024].lstrip(b"\xef\xbb\xbf\0 \t\r\n").lower()
     if b"%pdf-" in head:
         return _read_pdf
@@ -75,7 +80,7 @@ def _reader(data: bytes, suffix: str) -> Reader:
         if CONTAINER in names:
             return _read_epub
         raise Unreadable("is an archive, neither DOCX nor EPUB")
-    if suffix in HTML_SUFFIXES or head.startswith((b"<!doctype html", b"<html")):
+    if name.endswith(HTML_SUFFIXES) or head.startswith((b"<!doctype html", b"<html")):
         return _read_html
     return _read_plain
 

@@ -1,5 +1,6 @@
 """Documents of every kind give their text; what cannot be read is named and left out."""
 
+import gzip
 import logging
 
 import pytest
@@ -34,6 +35,7 @@ def test_html_without_what_frames_the_page(tmp_path):
     )
     assert read(tmp_path / "a.html", PAGE.encode("latin-1")) == expected
     assert read(tmp_path / "without-suffix", PAGE.encode("latin-1")) == expected
+    assert read(tmp_path / "c.html.gz", gzip.compress(PAGE.encode("latin-1"))) == expected
     assert read(tmp_path / "b.htm", "<p>Only a <i>paragraph</i>") == "Only a *paragraph*"
 
 
@@ -89,6 +91,7 @@ def test_epub_in_the_order_of_its_spine(tmp_path, caplog):
             archive({"META-INF/container.xml": "<a/>"}),
             "is an EPUB whose list of chapters cannot be read .*names no package",
         ),
+        ("a.txt.gz", gzip.compress(b"text")[:-6], "is a damaged archive"),
         ("a.zip", archive({"a.txt": "text"}), "is an archive, neither DOCX nor EPUB"),
     ],
 )
