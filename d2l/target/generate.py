@@ -54,6 +54,12 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: give a probability in (0, 1].")
 
+    def options(self) -> dict[str, jax.Array] | None:
+        """What `sample` takes; None is greedy."""
+        if self.temperature == 0:
+            return None
+        return {name: jnp.asarray(value) for name, value in dataclasses.asdict(self).items()}
+
 
 def sample(logits_BV: jax.Array, sampling: dict[str, jax.Array] | None, positions_B: jax.Array) -> jax.Array:
     """Next tokens int32 `[B]`; `sampling` None is greedy.
@@ -159,14 +165,22 @@ class Generator:
         read = width if pieces == 1 else pieces * PREFILL_PIECE
         slots = bucket(max(read, int(lengths.max()) + max_new_tokens), 32)
         adapter = self._fit(adapter, rows)
-        options = None
-        if sampling is not None and sampling.temperature > 0:
-            options = {name: jnp.asarray(value) for name, value in dataclasses.asdict(sampling).items()}
-
-        # ---- prefill
+        options = None if sampling is None else sampling.options()
         next_B, cache = self._read(tokens, lengths, slots, adapter, options)
+        yield from self._decode(next_B, cache, lengths, count, max_new_tokens, stop_ids, adapter, options)
 
-        # ---- decode, one token a step
+    def _decode(
+        self,
+        next_B: jax.Array,
+        cache: Any,
+        lengths: np.ndarray,
+        count: int,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        adapter: Any,
+        options: Any,
+    ) -> Iterator[tuple[int, int]]:
+        """(row, id) of the first `count` rows, one token a step from `next_B` on; `lengths` tokens are in the cache."""
         positions = lengths.copy()
         open_rows = set(range(count))
         for produced in range(1, max_new_tokens + 1):
@@ -178,8 +192,9 @@ class Generator:
                     yield row, int(ids[row])
             if not open_rows or produced == max_new_tokens:
                 return
+            rows = np.zeros(len(ids), np.int32)
             next_B, cache = self._continue(
-                self.params, cache, next_B[:, None], positions[:, None], np.zeros(rows, np.int32), adapter, options
+                self.params, cache, next_B[:, None], positions[:, None], rows, adapter, options
             )
             positions = positions + 1  # a new array: the step still reads the old one
 
