@@ -11,7 +11,10 @@ from d2l.hypernet.aggregator import MLP_FACTOR
 from d2l.hypernet.config import HypernetConfig
 from d2l.target.attention import MAX_UNROLLED_BLOCKS, QUERY_BLOCK
 from d2l.target.config import TargetConfig
+from d2l.train.chips import Chip
 from d2l.train.losses import ROWS
+
+BF16, F32 = 2, 4  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +111,67 @@ def _last_product(model: Model, shapes: Shapes, rank: int) -> int:
     d_in, d_out = model.target.module_sizes["down_proj"]
     adapter = rank * d_out if "down_proj" in model.hyper.target_modules else 0
     return 2 * shapes.query_tokens * (d_in * d_out + adapter)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """One train step on one chip, in seconds at the chip's peaks, and the bytes it holds.
+
+    Attributes:
+      compute: products.
+      gather: sending parameters to where they are used, and their gradients back, over the group axes.
+      exchange: sums over the model axis.
+      held: bytes of parameters, optimiser state and the activations of one pack.
+    """
+
+    compute: float
+    gather: float
+    exchange: float
+    held: float
+
+    @property
+    def bound(self) -> str:
+        """What the step takes longest for."""
+        return max(("compute", "gather", "exchange"), key=lambda name: getattr(self, name))
+
+
+def step_cost(
+    model: Model, shapes: Shapes, packs: int, chip: Chip, *, shards: int, model_axis: int, params: tuple[int, int]
+) -> Cost:
+    """Cost of a step with remat, a stored teacher and bfloat16 compute, on `shards * model_axis` chips.
+
+    A transfer runs over all links of a chip in a full torus; a v5e slice smaller than 16x16 has no links around, and
+    takes up to twice as long.
+
+    Args:
+      shards: parts that the packs are split into.
+      params: of the hypernetwork and of the target.
+    """
+    t, h = model.target, model.hyper
+    hyper, target = params
+    turns = packs / shards
+    links = 2 * chip.torus_axes * chip.link_rate
+    blocks = t.num_hidden_layers * model.block_params
+    ctx, query = shapes.ctx_rows * shapes.ctx_tokens, shapes.query_rows * shapes.query_tokens
+
+    # Every pass gathers the blocks: encoder, student, student again on the way back. The hypernetwork is gathered once
+    # and its gradient summed once, which sends it twice.
+    gathered = turns * BF16 * (3 * blocks + 3 * hyper) / model_axis + BF16 * t.vocab_size * t.hidden_size
+    # Two sums of a block's output for each token and pass, forward and back; a sum sends what it adds twice.
+    summed = turns * 2 * 2 * BF16 * t.hidden_size * t.num_hidden_layers * (ctx + 3 * query)
+    summed *= (model_axis - 1) / model_axis
+
+    widths = sum(h.d_in) + sum(h.d_out)
+    rank = (shapes.max_chunks + h.use_bias) * h.rank
+    adapters = (shapes.contexts + shapes.query_rows * shapes.row_contexts) * rank * h.num_layers * widths
+    activations = model.features * ctx * h.feature_size + t.num_hidden_layers * query * t.hidden_size
+    held = (4 * F32 * hyper + BF16 * target) / (shards * model_axis)
+    held += 2 * BF16 * (hyper + adapters) / model_axis + BF16 * (activations + t.vocab_size * t.hidden_size)
+    held += 3 * F32 * min(ROWS, shapes.responses) * t.vocab_size / model_axis
+    flops = sum(step_flops(model, shapes, packs, remat=True, kl=True).values())
+    return Cost(
+        compute=flops / (shards * model_axis) / chip.peak_flops,
+        gather=gathered / links if shards > 1 else 0.0,
+        exchange=summed / links,
+        held=held,
+    )
