@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class PackStream:
     """An iterator over steps: for each the finished packs of `slots`, in their order.
 
-    The oldest waiting example always goes first, then any that still fits: examples of many sizes fill several
-    dimensions at once, and none waits for long. One that does not fit an empty pack is left out and counted.
+    The oldest waiting example always goes first, so that none waits for ever, then any that still fits: examples of
+    many sizes fill several dimensions at once. One that does not fit an empty pack is left out and counted.
 
     Args:
       examples: the endless order, by position; read from several threads.
@@ -69,9 +69,9 @@ class PackStream:
     def _fill(self, slot: "_Slot") -> Batch:
         packer = self._packer()
         while True:
-            for number, waiting in slot.waiting():
+            for number, example in slot.waiting():
                 try:
-                    if packer.add(waiting.result()):
+                    if packer.add(example):
                         slot.take(number)
                 except TooLarge as error:
                     slot.take(number)
@@ -96,9 +96,9 @@ class _Slot:
         self._waiting: dict[int, concurrent.futures.Future] = {}
         self.refill()
 
-    def waiting(self) -> list[tuple[int, concurrent.futures.Future]]:
+    def waiting(self) -> list[tuple[int, Example]]:
         """Numbers in the sub-stream and their examples, the oldest first."""
-        return list(self._waiting.items())
+        return [(number, example.result()) for number, example in self._waiting.items()]
 
     def take(self, number: int) -> None:
         del self._waiting[number]

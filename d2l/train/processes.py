@@ -34,7 +34,6 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         if not coordinator.rpartition(":")[2].isdecimal():
             raise UserError(f"--coordinator is {coordinator!r}: give HOST:PORT.")
     try:
-        # Naming the devices of a process to JAX would hide the others of the host from it.
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error) or "JAX_COORDINATOR_ADDRESS" in os.environ:

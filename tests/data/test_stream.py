@@ -14,14 +14,14 @@ from d2l.data.stream import PackStream
 from d2l.errors import UserError
 from tests.data.test_input import with_teacher
 
-PACKS, WINDOW = 8, 24
+PACKS, WINDOW = 8, 60
 SHAPES = Shapes(
     contexts=8, chunks=16, ctx_rows=2, ctx_tokens=160, query_rows=2, query_tokens=128, responses=64,
     row_chunks=8, row_contexts=8, max_chunks=4,
 )  # fmt: skip
 
 
-def documents(count, source="set", longest=60):
+def documents(count, source="set", longest=40):
     """Documents of very different lengths with one to three questions."""
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -138,7 +138,12 @@ def test_no_example_twice_and_none_lost_when_the_number_of_processes_changes(exa
 
 
 def test_packs_are_full(examples):
-    feed = stream(examples)
+    """Rows of an example's mean proportions, a dozen examples a row."""
+    shapes = Shapes(
+        contexts=40, chunks=120, ctx_rows=2, ctx_tokens=1024, query_rows=2, query_tokens=620, responses=640,
+        row_chunks=40, row_contexts=40, max_chunks=4,
+    )  # fmt: skip
+    feed = stream(examples, range(2), shapes)
     used = size = 0
     for _ in range(6):
         for batch in next(feed):
