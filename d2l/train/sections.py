@@ -37,4 +37,5 @@ def step_config(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> StepConf
         l1=fields["l1"],
         dtype=fields["dtype"],
         remat=fields.get("remat", "none"),
+        neftune=fields.get("neftune", 0.0),
     )

@@ -44,6 +44,8 @@ class StepConfig:
       dtype: of all compute but norms, softmaxes and the loss; the masters stay float32.
       remat: what the backward pass of the student's blocks recomputes, a name of `REMAT`; unless `none` the
         hypernetwork's aggregator is recomputed too.
+      neftune: alpha of the uniform noise on the student's input embeddings, alpha / sqrt(tokens of the prompt * D) at
+        most; 0 is none.
     """
 
     loss: str
@@ -52,6 +54,7 @@ class StepConfig:
     l1: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
+    neftune: float = 0.0
 
     def __post_init__(self):
         if self.loss not in ("ce", "kl"):
@@ -97,14 +100,22 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
         gate_QTU = jax.nn.one_hot(group["query_slots"], U, dtype=dtype)
         gate_QTR = jnp.repeat(gate_QTU, next(iter(factors.values()))["A"].shape[2], axis=2)
 
-    def responses(prompts: str, row_R, index_R, **kwargs):
+    def responses(prompts: str, row_R, index_R, noise: float = 0.0, **kwargs):
         x_QTD = decoder.embed(group[f"{prompts}_tokens"])
+        if noise:
+            x_QTD = x_QTD + noise * neftune_noise(group["noise_key"], group[f"{prompts}_segments"], x_QTD)
         place = {"positions_BT": group[f"{prompts}_positions"], "segments_BT": group[f"{prompts}_segments"]}
         x_QTD, _, _ = decoder.run_blocks(x_QTD, **place, **kwargs)
         return decoder.final_norm(x_QTD[row_R, index_R][None])[0]
 
     student_RD = responses(
-        "query", group["response_row"], group["response_index"], adapter=adapter, gate_BTR=gate_QTR, remat=step.remat
+        "query",
+        group["response_row"],
+        group["response_index"],
+        noise=step.neftune,
+        adapter=adapter,
+        gate_BTR=gate_QTR,
+        remat=step.remat,
     )
 
     # ---- losses
@@ -129,6 +140,14 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
     return sums | {"loss": sums[step.loss] + step.l1 * sums["l1"]}
 
 
+def neftune_noise(key: jax.Array, segments_QT: jax.Array, x_QTD: jax.Array) -> jax.Array:
+    """Uniform noise within +-1 / sqrt(tokens of the segment * D), in the dtype of x (Jain et al., 2023)."""
+    tokens_QT = jnp.sum(segments_QT[:, :, None] == segments_QT[:, None, :], axis=2)
+    size_QT1 = jax.lax.rsqrt(tokens_QT[..., None].astype(jnp.float32) * x_QTD.shape[-1])
+    noise_QTD = size_QT1 * jax.random.uniform(key, x_QTD.shape, minval=-1.0, maxval=1.0)
+    return noise_QTD.astype(x_QTD.dtype)
+
+
 def loss_fn(
     params: Any, frozen: Any, groups: Batch, hyper: HypernetConfig, target: TargetConfig, step: StepConfig
 ) -> tuple[jax.Array, Metrics]:
@@ -145,16 +164,29 @@ def loss_fn(
 
 
 def gradients(
-    params: Any, frozen: Any, batch: Batch, hyper: HypernetConfig, target: TargetConfig, step: StepConfig
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    hyper: HypernetConfig,
+    target: TargetConfig,
+    step: StepConfig,
+    number: jax.Array | int = 0,
 ) -> tuple[Any, Metrics]:
-    """Gradient of the mean loss over the contexts of a batch, and that loss and its parts."""
+    """Gradient of the mean loss over the contexts of a batch, and that loss and its parts.
+
+    Args:
+      number: of the update; each one, and each group of it, draws noise of its own.
+    """
+    accumulate, groups, _ = batch["context_weight"].shape
     total = jnp.sum(batch["context_weight"])
+    if step.neftune:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), (accumulate, groups))
+        batch = batch | {"noise_key": mesh.reshard(keys, None, mesh.GROUP_AXES)}
 
     def of_groups(groups: Batch) -> tuple[Any, Metrics]:
         grads, sums = jax.grad(loss_fn, has_aux=True)(params, frozen, groups, hyper, target, step)
         return grads, sums
 
-    accumulate = batch["context_weight"].shape[0]
     if accumulate == 1:
         grads, sums = of_groups(jax.tree.map(lambda a: a[0], batch))
     else:
@@ -179,7 +211,7 @@ def make_step(
     """
 
     def update(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
-        grads, metrics = gradients(state["params"], frozen, batch, hyper, target, step)
+        grads, metrics = gradients(state["params"], frozen, batch, hyper, target, step, state["step"])
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics |= {f"grad/{name}": optax.tree.norm(part) for name, part in grads.items()}

@@ -1,13 +1,11 @@
-"""Training batches: what is in them, and that nothing is cut off."""
-
-import dataclasses
+"""Needle batches, and the examples that batches are made of."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2l.data.batch import Example, NeedleBatches, NeedleStage, Shapes, make_batch
+from d2l.data.batch import NeedleBatches, NeedleStage, make_example
 from d2l.data.chunk import CHUNK_PROBS, draw_num_chunks
 from d2l.errors import UserError
 from d2l.hypernet.chunk import split_into, split_tokens
@@ -43,50 +41,17 @@ def test_chunk_counts_follow_the_papers_distribution():
     assert draw_num_chunks(rng, 5000, 100, 300, 8) == 17
 
 
-SHAPES = Shapes(contexts=2, chunks=4, queries=4, ctx_tokens=40, query_tokens=40, response_tokens=8, teacher_tokens=80)
-
-
-def two_documents(tokenizer):
-    chunks = split_into(tokenizer.encode("The grass is green. The sky is blue."), 2)
-    return [
-        Example(chunks, [("What is the sky?", "blue"), ("What is the grass?", "green")]),
-        Example([tokenizer.encode("Here we go.")], [("What is the sky?", "77")]),
-    ]
-
-
-def test_positions_predict_the_response_and_weights_sum_to_one(tokenizer):
-    batch = make_batch(two_documents(tokenizer), tokenizer, SHAPES)
-    assert batch["query_weight"].tolist() == [0.25, 0.25, 0.5, 0.0]
-    assert batch["chunk_context"].tolist() == [0, 0, 1, -1] and batch["chunk_slot"].tolist() == [0, 1, 0, 0]
-    for tokens, index in (("query_tokens", "response_index"), ("teacher_tokens", "teacher_index")):
-        for q, answer in enumerate(["blue", "green", "77"]):
-            count = int(batch["response_mask"][q].sum())
-            response = batch["response_tokens"][q, :count].tolist()
-            assert response == [*tokenizer.encode(answer), tokenizer.eos_ids[0]]
-            at = batch[index][q, :count]
-            # The token after each position is the one it predicts; the last, end of turn, is never read.
-            assert batch[tokens][q, at[:-1] + 1].tolist() == response[:-1]
-            assert at.tolist() == list(range(at[0], at[0] + count))
-
-
 def test_prompts_are_those_of_use(tokenizer):
-    batch = make_batch(two_documents(tokenizer), tokenizer, SHAPES)
-    asked = tokenizer.user_turn("What is the sky?")
-    assert batch["query_tokens"][0, : len(asked)].tolist() == asked
-    assert batch["response_index"][0, 0] == len(asked) - 1
+    parts = split_into(tokenizer.encode("The grass is green. The sky is blue."), 2)
+    example = make_example(parts, [("What is the sky?", "blue")], tokenizer, teacher=True)
     prefix, suffix = tokenizer.turn_wrapper
-    wrapped = [*prefix, *two_documents(tokenizer)[1].chunks[0], *suffix]
-    assert batch["ctx_tokens"][2][batch["ctx_mask"][2]].tolist() == wrapped
-    document = [i for chunk in two_documents(tokenizer)[0].chunks for i in chunk]
-    whole = [*prefix, *document, *tokenizer.encode("\n\n"), *tokenizer.encode("What is the sky?"), *suffix]
-    assert batch["teacher_tokens"][0, : len(whole)].tolist() == whole
-
-
-@pytest.mark.parametrize("field", ["contexts", "chunks", "queries", "ctx_tokens", "query_tokens", "response_tokens"])
-def test_what_does_not_fit_is_named_and_never_cut(tokenizer, field):
-    small = dataclasses.replace(SHAPES, **{field: 1})
-    with pytest.raises(UserError, match="room for 1"):
-        make_batch(two_documents(tokenizer), tokenizer, small)
+    assert [list(chunk) for chunk in example.chunks] == [[*prefix, *part, *suffix] for part in parts]
+    (query,) = example.queries
+    assert query.prompt == tokenizer.user_turn("What is the sky?")
+    assert query.response == [*tokenizer.encode("blue"), tokenizer.eos_ids[0]]
+    document = [i for part in parts for i in part]
+    asked = [*tokenizer.encode("\n\n"), *tokenizer.encode("What is the sky?")]
+    assert query.teacher_prompt == [*prefix, *document, *asked, *suffix]
 
 
 @settings(max_examples=15, deadline=None)
@@ -99,9 +64,10 @@ def test_needle_batches_fit_their_shapes(tokenizer, low, high, max_chunks, seed)
     batch = batches[3]
     for name, array in batches[3].items():
         np.testing.assert_array_equal(array, batch[name])
+    batch = {name: array[0, 0] for name, array in batch.items()}
     counts = np.bincount(batch["chunk_context"][batch["chunk_context"] >= 0], minlength=5)
     assert counts.min() >= 1 and counts.max() <= max_chunks
-    assert batch["ctx_mask"].sum(1).max() <= 100 + sum(map(len, tokenizer.turn_wrapper))
+    assert (batch["ctx_segments"] >= 0).sum(1).max() <= 100 + sum(map(len, tokenizer.turn_wrapper))
 
 
 def test_batches_come_in_order_wherever_they_start(tokenizer):
@@ -111,3 +77,19 @@ def test_batches_come_in_order_wherever_they_start(tokenizer):
     for index, batch in zip((2, 3), late, strict=True):
         for name, array in batches[index].items():
             np.testing.assert_array_equal(array, batch[name])
+
+
+def test_documents_are_dealt_to_packs(tokenizer):
+    stage = NeedleStage(contexts=8, min_tokens=0, max_tokens=60, max_chunk_len=24, max_chunks=3, chunks=16)
+    batch = NeedleBatches(stage, tokenizer, 0, accumulate=2, groups=2)[0]
+    assert {array.shape[:2] for array in batch.values()} == {(2, 2)}
+    assert batch["context_weight"].shape == (2, 2, 2) and batch["context_weight"].sum() == 8
+    assert batch["chunk_context"].shape == (2, 2, 4)
+    with pytest.raises(UserError, match="8 contexts cannot be dealt to 3 packs"):
+        NeedleBatches(stage, tokenizer, 0, groups=3)
+
+
+def test_chunk_counts_of_a_stage_are_drawn(tokenizer):
+    stage = NeedleStage(12, 300, 300, 200, max_chunks=8, chunk_counts=(5, 7))
+    batch = NeedleBatches(stage, tokenizer, 0)[0]
+    assert set(np.bincount(batch["chunk_context"][batch["chunk_context"] >= 0])) == {5, 7}
