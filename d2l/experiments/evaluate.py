@@ -21,13 +21,14 @@ from d2l.experiments.baselines.forced import Forced
 from d2l.experiments.baselines.methods import check_method, make_method
 from d2l.experiments.items import FOLDER, Items
 from d2l.experiments.metrics import METRICS, score, token_kl
-from d2l.experiments.suites import Case, make_cases
+from d2l.experiments.suites import Case, check_suite, make_cases
 from d2l.model import DocToLora
 from d2l.train import workdir as workdirs
 
 TEACHER = "in_context"
 ALL_METRICS = (*METRICS, "kl")
 FIELDS = {
+    "kind": "eval",
     "target": "",
     "hypernet": "",
     "ctx_encoder": "",
@@ -45,6 +46,8 @@ def check_config(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: an unknown field, metric, method or option, or nothing to evaluate.
     """
+    if fields.get("kind", "eval") != "eval":
+        raise UserError(f"the config is of kind {fields['kind']!r}: give one that evaluates, like configs/eval_qa.py.")
     if unknown := [name for name in fields if name not in FIELDS]:
         raise UserError(f"an evaluation has no field {unknown[0]!r}: give some of {', '.join(FIELDS)}.")
     fields = FIELDS | fields
@@ -55,6 +58,8 @@ def check_config(fields: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"the evaluation has no {what}: give at least one.")
     for name, options in fields["methods"].items():
         check_method(*_split(name, options))
+    for name, options in fields["suites"].items():
+        check_suite(name, options)
     if "kl" in fields["metrics"] and _method_name(fields, TEACHER) != TEACHER:
         raise UserError(f"the metric kl needs the method {TEACHER}, the teacher: add it, or leave kl out.")
     return fields

@@ -66,6 +66,12 @@ SOURCES: dict[str, Callable[..., Iterator[Record]]] = {
 }
 
 
+def check_source(name: str) -> None:
+    """Raise a `UserError` that lists the known sources where `name` is none of them."""
+    if name not in SOURCES:
+        raise UserError(f"there are no data {name!r}: give one of {', '.join(SOURCES)}.")
+
+
 def of_length(records: Iterable[Record], tokenizer: Tokenizer, tokens: tuple[int, int]) -> Iterator[Record]:
     """Those records whose context has tokens in a range, ends included."""
     return (record for record in records if tokens[0] <= len(tokenizer.encode(record.context)) <= tokens[1])
@@ -94,8 +100,7 @@ def take_records(
     Raises:
       UserError: an unknown source or option, fewer documents than wanted, or what the source refuses.
     """
-    if data not in SOURCES:
-        raise UserError(f"there are no data {data!r}: give one of {', '.join(SOURCES)}.")
+    check_source(data)
     known = [key for key in inspect.signature(SOURCES[data]).parameters if key != "tokenizer"]
     if unknown := [key for key in options if key not in known]:
         raise UserError(f"the data {data} have no option {unknown[0]!r}: give some of {', '.join(known)}.")

@@ -21,7 +21,7 @@ import numpy as np
 from d2l.data.niah import needle_at
 from d2l.data.record import Query, Record
 from d2l.errors import UserError
-from d2l.experiments.sources import take_records
+from d2l.experiments.sources import check_source, take_records
 from d2l.target.tokenizer import Tokenizer
 
 
@@ -132,6 +132,26 @@ SUITES: dict[str, Callable[..., list[Case]]] = {
 }
 
 
+def check_suite(name: str, options: dict[str, Any]) -> None:
+    """Refuse a suite of a config that does not exist, or lacks what it needs.
+
+    Raises:
+      UserError: the sentence lists the known ones.
+    """
+    kind = options.get("kind", name)
+    if kind not in SUITES:
+        raise UserError(f"there is no suite {kind!r}: give some of {', '.join(SUITES)}.")
+    own = inspect.signature(SUITES[kind]).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        if missing := [key for key in ("data", "documents") if key not in options]:
+            raise UserError(f"the suite {name} has no {missing[0]}: say which data, and how many documents of them.")
+        check_source(options["data"])
+        return
+    known = [key for key in own if key != "tokenizer"]
+    if unknown := [key for key in options if key not in ("kind", *known)]:
+        raise UserError(f"the suite {name} has no option {unknown[0]!r}: give some of {', '.join(known)}.")
+
+
 def make_cases(name: str, options: dict[str, Any], tokenizer: Tokenizer) -> list[Case]:
     """The cases of a suite of a config.
 
@@ -142,25 +162,9 @@ def make_cases(name: str, options: dict[str, Any], tokenizer: Tokenizer) -> list
     Raises:
       UserError: an unknown kind or option, missing options, or what the source of the documents refuses.
     """
-    options = dict(options)
-    kind = options.pop("kind", name)
-    if kind not in SUITES:
-        raise UserError(f"there is no suite {kind!r}: give some of {', '.join(SUITES)}.")
-    _check_options(name, kind, options)
-    return SUITES[kind](tokenizer, **options)
-
-
-def _check_options(name: str, kind: str, options: dict[str, Any]) -> None:
-    own = inspect.signature(SUITES[kind]).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
-        if missing := [key for key in ("data", "documents") if key not in options]:
-            raise UserError(
-                f"the suite {name} has no {missing[0]}: say which data it asks about, and how many documents."
-            )
-        return
-    known = [key for key in own if key != "tokenizer"]
-    if unknown := [key for key in options if key not in known]:
-        raise UserError(f"the suite {name} has no option {unknown[0]!r}: give some of {', '.join(known)}.")
+    check_suite(name, options)
+    own = {key: value for key, value in options.items() if key != "kind"}
+    return SUITES[options.get("kind", name)](tokenizer, **own)
 
 
 def _need(found: list[Record], count: int, suite: str) -> None:

@@ -119,16 +119,18 @@ class Method:
         if not query.strip():
             raise UserError("the question is empty: give a text with words in it.")
 
+        before = 0 if memory.cache is None else memory.cache.length
+
         def generate() -> tuple[Prompt, list[int], float]:
             began = time.perf_counter()
             prompt, tokens, first = memory.prompt(query), [], None
+            self._check(len(prompt.ids) + before)
             for token in _stream(self.model, memory, prompt.ids, self.max_new_tokens):
                 first = time.perf_counter() - began if first is None else first
                 tokens.append(token)
             return prompt, tokens, time.perf_counter() - began if first is None else first
 
         (prompt, tokens, first), cost = measure(generate)
-        before = 0 if memory.cache is None else memory.cache.length
         return Answer(
             self.model.tokenizer.decode(tokens).strip(),
             tokens,
@@ -140,6 +142,14 @@ class Method:
             len(prompt.ids),
             prompt.cut,
         )
+
+    def _check(self, prompt_tokens: int) -> None:
+        window = self.model.target.config.max_position_embeddings
+        if prompt_tokens + self.max_new_tokens > window:
+            raise UserError(
+                f"a prompt has {prompt_tokens} tokens and {self.max_new_tokens} are to be generated, the window of "
+                f"{self.model.target.name} is {window}: shorten the questions."
+            )
 
 
 def _stream(model: DocToLora, memory: Memory, ids: list[int], max_new_tokens: int) -> Iterator[int]:

@@ -29,6 +29,7 @@ from d2l.target.prefix import PrefixGenerator
 
 REPEAT = "Repeat the previous context exactly."
 PIECE = 512  # tokens that are repeated at a time: bounds the attention matrix [N, T, S]
+WINDOW_SHARE = 4  # at most this part of the window
 
 Layers = list[dict[str, jax.Array]]
 
@@ -113,11 +114,12 @@ def kv_compaction(model: DocToLora, max_new_tokens: int, *, keep: int | None = N
     scorer, compactor = make_scorer(config), make_compactor(config)
     prefix, suffix = tokenizer.turn_wrapper
     blank = tokenizer.encode("\n\n")
+    piece_tokens = min(PIECE, config.max_position_embeddings // WINDOW_SHARE)
 
     def remember(documents: Sequence[str], queries: Sequence[str]) -> Memory:
         whole = tokenizer.encode(joined(documents))
-        # The document stands in the window twice over a piece: read, and repeated.
-        document, cut = cut_middle(whole, room(model, REPEAT, max_new_tokens + PIECE))
+        # Beside the document the window holds a piece of it again.
+        document, cut = cut_middle(whole, room(model, REPEAT, max_new_tokens + piece_tokens))
         length = len(prefix) + len(document)
         wanted = keep
         if wanted is None:
@@ -134,16 +136,16 @@ def kv_compaction(model: DocToLora, max_new_tokens: int, *, keep: int | None = N
         """Float32 `[L, K, S]`, over all pieces of the repeated document."""
         ask = [*blank, *tokenizer.encode(REPEAT), *suffix]
         score = functools.partial(scorer, params)
-        pieces = [document[start : start + PIECE] for start in range(0, len(document), PIECE)]
-        room = KVCache(cache, length).with_room(bucket(len(ask) + min(PIECE, len(document)), 32))
+        pieces = [document[start : start + piece_tokens] for start in range(0, len(document), piece_tokens)]
+        roomy = KVCache(cache, length).with_room(bucket(len(ask) + len(pieces[0]), 32))
         best = None
         for piece in pieces:
             width = bucket(len(ask) + len(piece), 32)
             tokens = np.zeros((1, width), np.int32)
             tokens[0, : len(ask) + len(piece)] = [*ask, *piece]
             real_T = (np.arange(width) >= len(ask) - 1) & (np.arange(width) < len(ask) + len(piece))
-            found = np.asarray(score(room, tokens, np.arange(length, length + width, dtype=np.int32)[None], real_T))
-            best = found if best is None else np.maximum(best, found)
+            found = np.asarray(score(roomy, tokens, np.arange(length, length + width, dtype=np.int32)[None], real_T))
+            best = np.array(found) if best is None else np.maximum(best, found)
         return best
 
     return Method(model, max_new_tokens, remember)

@@ -26,6 +26,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "no_context": in_context.no_context,
     "d2l": doc_to_lora.d2l,
     "cd_oracle": distillation.cd_oracle,
+    "cd_generated": distillation.cd_generated,
     "bm25": retrieval.bm25,
     "embedding": embedding.embedding,
     "llmlingua2": llmlingua.llmlingua2,

@@ -4,8 +4,10 @@ import base64
 import dataclasses
 import html
 import pathlib
+import re
 from collections.abc import Sequence
 
+CODE = re.compile("`([^`]*)`")
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: right; white-space: nowrap }
@@ -66,7 +68,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
             case Heading(text, level):
                 parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
             case Paragraph(text):
-                parts.append(f"<p>{html.escape(text)}</p>")
+                parts.append(f"<p>{CODE.sub(r'<code>\1</code>', html.escape(text))}</p>")
             case Figure(path, caption):
                 data = base64.b64encode(path.read_bytes()).decode()
                 parts.append(f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">')

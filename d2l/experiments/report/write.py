@@ -44,9 +44,9 @@ def make_blocks(results: Results, figures: dict[str, list[Figure]] | None) -> li
         blocks.append(Paragraph("Plots are left out: matplotlib is not installed (the extra `report`)."))
     for suite, methods in results.suites.items():
         blocks += [Heading(f"Suite {suite}"), Paragraph(f"Options: `{json.dumps(config['suites'][suite])}`")]
-        blocks += _quality(results, suite, methods)
-        blocks += _lengths(results, suite, methods)
-        blocks += _scales(results, suite, methods)
+        blocks += _quality(results, methods)
+        blocks += _lengths(results, methods)
+        blocks += _scales(results, methods)
         blocks += _costs(methods)
         blocks += (figures or {}).get(suite, [])
     if results.not_run:
@@ -57,7 +57,7 @@ def make_blocks(results: Results, figures: dict[str, list[Figure]] | None) -> li
     return blocks
 
 
-def _quality(results: Results, suite: str, methods: dict[str, summary.Rows]) -> list[Block]:
+def _quality(results: Results, methods: dict[str, summary.Rows]) -> list[Block]:
     plain = {name: summary.at_full_strength(rows) for name, rows in methods.items()}
     table = Table(
         ("method", "items", *results.metrics),
@@ -78,7 +78,7 @@ def _quality(results: Results, suite: str, methods: dict[str, summary.Rows]) -> 
     return [table, ratios]
 
 
-def _lengths(results: Results, suite: str, methods: dict[str, summary.Rows]) -> list[Block]:
+def _lengths(results: Results, methods: dict[str, summary.Rows]) -> list[Block]:
     blocks: list[Block] = []
     for metric in results.metrics:
         found = {name: summary.by_length(summary.at_full_strength(rows), metric) for name, rows in methods.items()}
@@ -89,7 +89,7 @@ def _lengths(results: Results, suite: str, methods: dict[str, summary.Rows]) -> 
     return blocks
 
 
-def _scales(results: Results, suite: str, methods: dict[str, summary.Rows]) -> list[Block]:
+def _scales(results: Results, methods: dict[str, summary.Rows]) -> list[Block]:
     swept = {name: rows for name, rows in methods.items() if any(row["scale"] != 1 for row in rows)}
     rows = [
         (f"{name} x {factor:g}", *(shown(summary.mean(part, metric)) for metric in results.metrics))
