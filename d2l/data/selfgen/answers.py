@@ -1,0 +1,59 @@
+"""The target's own answers to questions about documents, with the likeliest tokens at each of their tokens (SPEC 5)."""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+from d2l.data.record import Query, Teacher
+from d2l.data.selfgen.chat import Chat
+from d2l.data.selfgen.config import SelfgenConfig
+from d2l.target.prefix import Prefixes
+
+CLOSED_QA = (
+    "Reply with only the answer.",
+    "Answer from the text, in as few words as possible.",
+    "Give the shortest answer that is right according to the text.",
+)
+
+
+def mix_instructions(queries: Sequence[Query], share: float, rng: np.random.Generator) -> list[Query]:
+    """The queries, about `share` of them with one of `CLOSED_QA` on a line after the question."""
+    out = []
+    for query in queries:
+        chosen, line = rng.random() < share, CLOSED_QA[rng.integers(len(CLOSED_QA))]
+        out.append(query._replace(question=f"{query.question}\n{line}") if chosen else query)
+    return out
+
+
+def answer(
+    chat: Chat,
+    read: Prefixes,
+    asked: Sequence[tuple[int, Query]],
+    config: SelfgenConfig,
+    seed: int,
+    dropped: collections.Counter[str],
+) -> list[Query | None]:
+    """The queries with the target's answer as their `teacher`, also as reference where they have none.
+
+    Args:
+      asked: index of a document that was read, and a query about it.
+      dropped: counts queries left out, under `empty answer` and `unfinished answer`.
+
+    Returns:
+      None in the place of queries that are left out.
+    """
+    prompts = [(document, query.question) for document, query in asked]
+    replies = chat.reply(read, prompts, config.max_new_tokens, config.temperature, seed)
+    texts = [chat.tokenizer.decode(ids).strip() for ids in replies]
+    dropped["unfinished answer"] += (unfinished := [len(ids) == config.max_new_tokens for ids in replies]).count(True)
+    dropped["empty answer"] += (empty := [not text for text in texts]).count(True)
+    kept = [i for i in range(len(asked)) if not unfinished[i] and not empty[i]]
+    responses = [[*replies[i], chat.tokenizer.eos_ids[0]] for i in kept]
+    best = chat.top_k(read, [prompts[i] for i in kept], responses, config.top_k)
+    out: list[Query | None] = [None] * len(asked)
+    for i, response, (tokens, logp) in zip(kept, responses, best, strict=True):
+        query = asked[i][1]
+        teacher = Teacher(np.array(response, np.int32), tokens, logp)
+        out[i] = query._replace(answers=query.answers or (texts[i],), teacher=teacher)
+    return out

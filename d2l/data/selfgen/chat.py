@@ -1,0 +1,100 @@
+"""A model that is asked about documents, each of which it reads once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from d2l.errors import UserError
+from d2l.target.generate import Sampling
+from d2l.target.prefix import Branch, Prefixes, PrefixGenerator
+from d2l.target.weights import LoadedTarget
+
+SEPARATOR = "\n\n"  # between document and question, as in `Tokenizer.document_turn`
+
+
+class Chat:
+    """A target with a tokenizer; its prompts are those of `Tokenizer.document_turn`.
+
+    Args:
+      batch_tokens: positions of the KV cache that a batch takes, at most.
+
+    Raises:
+      UserError: the model has no tokenizer.
+    """
+
+    def __init__(self, model: LoadedTarget, batch_tokens: int):
+        if model.tokenizer is None:
+            raise UserError(f"{model.name} has no tokenizer.json: add it to the folder.")
+        self.tokenizer, self.window = model.tokenizer, model.config.max_position_embeddings
+        self.generator = PrefixGenerator(model.config, model.params)
+        self._batch_tokens = batch_tokens
+        self._prefix, suffix = self.tokenizer.turn_wrapper
+        self._separator = self.tokenizer.encode(SEPARATOR)
+        self._suffix = suffix
+
+    def room(self, question: str, max_new_tokens: int) -> int:
+        """Tokens that the window has for a document beside a question and its answer."""
+        return self.window - len(self._prefix) - len(self._separator) - len(self.ids(question)) - max_new_tokens
+
+    def groups(self, documents: Sequence[str]) -> list[list[int]]:
+        """Indices of documents of about the same length that are read together."""
+        lengths = [len(self.tokenizer.encode(text)) for text in documents]
+        order = sorted(range(len(documents)), key=lambda i: -lengths[i])
+        groups = []
+        while order:
+            most = max(1, self._batch_tokens // lengths[order[0]])
+            groups.append(order[:most])
+            order = order[most:]
+        return groups
+
+    def read(self, documents: Sequence[str]) -> Prefixes:
+        """Read documents; `documents[i]` is prefix i."""
+        return self.generator.read([[*self._prefix, *self.tokenizer.encode(d), *self._separator] for d in documents])
+
+    def ids(self, question: str) -> list[int]:
+        """What stands after document and separator."""
+        return [*self.tokenizer.encode(question), *self._suffix]
+
+    def reply(
+        self, prefixes: Prefixes, asked: Sequence[tuple[int, str]], max_new_tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        """Token ids of the reply to each (document, question), without the end token."""
+        branches = [Branch(document, self.ids(question)) for document, question in asked]
+        out: list[list[int]] = [[] for _ in branches]
+        for batch in self._batches(prefixes, [len(b.ids) + max_new_tokens for b in branches]):
+            replies = self.generator.generate_after(
+                prefixes,
+                [branches[i] for i in batch],
+                max_new_tokens=max_new_tokens,
+                stop_ids=self.tokenizer.eos_ids,
+                sampling=Sampling(temperature, seed=_fold(seed, batch[0])),
+            )
+            for i, ids in zip(batch, replies, strict=True):
+                out[i] = ids
+        return out
+
+    def top_k(
+        self, prefixes: Prefixes, asked: Sequence[tuple[int, str]], responses: Sequence[Sequence[int]], k: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The likeliest tokens of each response and their log-probabilities, as `PrefixGenerator.top_k_after`."""
+        branches = [Branch(document, self.ids(question)) for document, question in asked]
+        out: list[tuple[np.ndarray, np.ndarray]] = [()] * len(branches)
+        sizes = [len(b.ids) + len(r) for b, r in zip(branches, responses, strict=True)]
+        for batch in self._batches(prefixes, sizes):
+            best = self.generator.top_k_after(prefixes, [branches[i] for i in batch], [responses[i] for i in batch], k)
+            for i, pair in zip(batch, best, strict=True):
+                out[i] = pair
+        return out
+
+    def _batches(self, prefixes: Prefixes, sizes: Sequence[int]) -> list[list[int]]:
+        """Indices of prompts that go together: those of about the same size, as many as the KV cache may hold."""
+        if not sizes:
+            return []
+        most = max(1, self._batch_tokens // (int(prefixes.lengths.max()) + max(sizes)))
+        order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+        return [order[start : start + most] for start in range(0, len(order), most)]
+
+
+def _fold(seed: int, number: int) -> int:
+    """A seed of its own for a number."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)

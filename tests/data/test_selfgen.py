@@ -1,0 +1,208 @@
+"""Self-generation: the target's own answers, exactly; the same files however often it was stopped."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from d2l.data import jsonl
+from d2l.data.niah import NOISE
+from d2l.data.record import Query, Record
+from d2l.data.selfgen import parts, run
+from d2l.data.selfgen.answers import CLOSED_QA
+from d2l.data.selfgen.chat import Chat
+from d2l.data.selfgen.config import SelfgenConfig
+from d2l.data.selfgen.questions import parse_pairs
+from d2l.data.selfgen.run import MANIFEST, THROUGHPUT, selfgen
+from d2l.data.selfgen.sources import truncate_middle
+from d2l.data.shards import Shards, write_records
+from d2l.errors import UserError
+from d2l.target.decoder import abstract_decoder
+from d2l.target.weights import load_target
+
+KEEP = SelfgenConfig(
+    questions="keep", temperature=1.0, max_new_tokens=12, top_k=4, closed_qa=0.5, part_size=2, batch_tokens=600
+)
+
+
+@pytest.fixture(scope="module")
+def target(target_folder):
+    """A small random target that ends its answers: many tokens are end tokens."""
+    loaded = load_target(target_folder)
+    tokenizer = copy.copy(loaded.tokenizer)
+    tokenizer.eos_ids = tuple(range(0, tokenizer.vocab_size, 6))
+    return dataclasses.replace(loaded, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def chat(target):
+    return Chat(target, KEEP.batch_tokens)
+
+
+@pytest.fixture
+def compiled_once(monkeypatch, chat):
+    """Calls of `selfgen` share what they compile."""
+    monkeypatch.setattr(run, "Chat", lambda model, batch_tokens: chat)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Five documents with two questions each, one of them larger than the window, and one without questions."""
+    texts = [" ".join(NOISE[:n]) for n in (2, 5, 3, 4)] + ["The magic number is here. " * 200]
+    queries = (Query("What is the number?", ("0042",)), Query("What is green?", ()))
+    records = [Record(f"d{i}", text, queries, "noise", "train") for i, text in enumerate(texts)]
+    path = tmp_path_factory.mktemp("records") / "questions.jsonl"
+    jsonl.write_records(path, [*records, Record("silent", "Nothing.", (), "noise", "train")])
+    return str(path)
+
+
+def digests(folder):
+    """Of all files but the one that holds seconds."""
+    files = sorted(path for path in folder.iterdir() if path.name != THROUGHPUT)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_what_is_stored_is_what_the_target_says_with_the_document_in_its_prompt(
+    target, questions, tmp_path, compiled_once
+):
+    manifest = selfgen([questions], tmp_path / "out", target, KEEP)
+    shards = Shards(tmp_path / "out")
+    assert shards.teacher == target.weights_hash
+    assert (len(shards), manifest["given"]) == (5, {"documents": 6, "passages": 5, "truncated": 1})
+    dropped = manifest["dropped"]
+    assert dropped["documents without questions"] == 1
+    assert manifest["queries"] == 10 - dropped["unfinished answer"] - dropped["empty answer"]
+    assert json.loads((tmp_path / "out" / THROUGHPUT).read_text())["answer_tokens"] == manifest["response_tokens"]
+
+    decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
+    asked = [(record, query) for record in map(shards.__getitem__, range(5)) for query in record.queries]
+    for record, query in asked[:3] + asked[-1:]:
+        ids = [*target.tokenizer.document_turn(record.context, query.question), *query.teacher.response]
+        logp = jax.nn.log_softmax(decoder(jnp.array([ids]))[0, -1 - len(query.teacher.response) : -1])
+        expected, order = jax.lax.top_k(logp, 4)
+        np.testing.assert_allclose(query.teacher.logp, expected, atol=2e-5)
+        np.testing.assert_array_equal(query.teacher.tokens, order)
+        assert query.teacher.response[-1] == target.tokenizer.eos_ids[0]
+    instructed = [query for _, query in asked if query.question.splitlines()[-1] in CLOSED_QA]
+    assert 0 < len(instructed) < len(asked)
+    for _, query in asked:  # references are kept; where there are none, the target's own answer is one
+        own = target.tokenizer.decode(query.teacher.response[:-1].tolist()).strip()
+        assert query.answers == (("0042",) if "number" in query.question else (own,))
+
+
+def test_killed_anywhere_and_in_shards_it_writes_the_same_bytes(
+    target, questions, tmp_path, monkeypatch, compiled_once
+):
+    selfgen([questions], tmp_path / "whole", target, KEEP)
+    expected = digests(tmp_path / "whole")
+    assert len(expected) == 3 and not list(tmp_path.glob("*.parts"))
+
+    def collect(folder, shard=(0, 1)):
+        return selfgen([questions], tmp_path / folder, target, KEEP, shard=shard)
+
+    # Every start dies when it has written so many files: between parts, inside of one, before the manifest.
+    write_file, left = parts.write_file, 0
+
+    def write_or_die(path, data):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        write_file(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_file", write_or_die)
+        patch.setattr(run, "write_file", write_or_die)
+        for left in (1, 3, 2, 1, 3):  # noqa: B007
+            with pytest.raises(KeyboardInterrupt):
+                collect("killed")
+        left = 2
+        collect("killed")
+    assert digests(tmp_path / "killed") == expected
+
+    assert collect("shards", (1, 2)) is None and collect("shards", (0, 2)) is None
+    assert not (tmp_path / "shards").exists()
+    assert collect("shards") == json.loads((tmp_path / "shards" / MANIFEST).read_text())
+    assert digests(tmp_path / "shards") == expected
+    with pytest.raises(UserError, match="config.seed 0, this command says 1"):
+        selfgen([questions], tmp_path / "shards", target, dataclasses.replace(KEEP, seed=1))
+
+
+def test_smollm2_asks_and_answers_about_documents(tmp_path):
+    target = load_target(None, dtype=jnp.bfloat16)
+    (tmp_path / "curie.txt").write_text(
+        "Marie Curie was born in Warsaw in 1867. She moved to Paris in 1891 to study physics at the Sorbonne. In 1903 "
+        "she shared the Nobel Prize in Physics with Pierre Curie and Henri Becquerel. In 1911 she won the Nobel Prize "
+        "in Chemistry for discovering polonium and radium."
+    )
+    config = SelfgenConfig(per_round=2, question_temperature=0.0, max_new_tokens=48, closed_qa=0.0)
+    manifest = selfgen([str(tmp_path / "curie.txt")], tmp_path / "out", target, config)
+    record = Shards(tmp_path / "out")[0]
+    assert 2 <= manifest["queries"] == len(record.queries) <= 4
+    assert len({query.question for query in record.queries}) == len(record.queries)
+    for query in record.queries:
+        assert query.question.endswith("?")
+        assert query.teacher.tokens.shape == (len(query.teacher.response), 16)
+        # Greedy answers are the likeliest tokens of the forward pass that scores them, up to ties in bfloat16.
+        assert np.mean(query.teacher.tokens[:, 0] == query.teacher.response) > 0.9
+
+
+def test_pairs_are_parsed_and_malformed_ones_counted():
+    reply = """Here are the questions:
+
+1. **Question:** Where was Marie Curie born?
+**Answer:** In Warsaw.
+
+Question 2: When did she
+move to Paris?
+Answer: 1891
+
+Q3. A statement, not a question.
+A3. None
+
+Question: Who shared the Nobel Prize in Physics?
+- Question: Why?
+Answer: Too short a question.
+Question: What comes last?"""
+    pairs, malformed = parse_pairs(reply)
+    assert pairs == [
+        ("Where was Marie Curie born?", "In Warsaw."),
+        ("When did she move to Paris?", "1891"),
+    ]
+    assert malformed == 4
+    assert parse_pairs("I cannot do that.") == ([], 0)
+
+
+def test_a_text_over_the_window_loses_its_middle(tokenizer):
+    text = " ".join(f"{i} sky" for i in range(100))
+    short = truncate_middle(text, tokenizer, 50)
+    assert 45 <= len(tokenizer.encode(short)) <= 50
+    head, tail = short.split("\n")
+    assert text.startswith(head) and text.endswith(tail) and abs(len(head) - len(tail)) < 12
+    assert truncate_middle(text, tokenizer, 1000) == text
+
+
+def test_bad_input_is_one_sentence(target, questions, tmp_path, compiled_once):
+    def refuses(match, places, out="out", **changes):
+        with pytest.raises(UserError, match=match):
+            selfgen(places, tmp_path / out, target, dataclasses.replace(KEEP, **changes))
+
+    (tmp_path / "empty").mkdir()
+    refuses("none of 0 file", [str(tmp_path / "empty")])
+    (tmp_path / "broken.jsonl").write_text('{"id": 1}\n')
+    refuses("broken.jsonl, line 1", [str(tmp_path / "broken.jsonl")])
+    write_records(tmp_path / "shards", jsonl.read_records(questions))
+    refuses("the id 'd0' of noise", [questions, str(tmp_path / "shards")])
+    (tmp_path / "text.txt").write_text("The grass is green.")
+    refuses("none of 1 documents has a question to keep", [str(tmp_path / "text.txt")])
+    refuses("passage_tokens is 512, the windows leave", [str(tmp_path / "text.txt")], questions="generate")
+    refuses("top_k is 9999", [questions], top_k=9999)
+    refuses("holds no self-generated data", [questions], out="empty")
+    with pytest.raises(UserError, match="closed_qa is 2"):
+        dataclasses.replace(KEEP, closed_qa=2)
