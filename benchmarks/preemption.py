@@ -2,10 +2,11 @@
 
     python -m benchmarks.preemption --workdir DIR [--processes 4 --devices 2 --kills 10]
 
-Three runs of the tiny recipe's network on a target of one update: one process alone, several processes, and several of
-which one is killed with SIGKILL again and again. Prints JSON: the largest relative difference of the loss between one
+Runs of the tiny recipe's network on a target of one update: one process alone, several processes, and several of which
+one is killed with SIGKILL again and again. Prints JSON: the largest relative difference of the loss between one
 process and several, for each kill the step it struck and the step the next start went on from, and whether the killed
-run ended in the same bits as the run that nothing struck. The same command goes on where it was stopped.
+run ended in the same bits as the run that nothing struck; and what a SIGTERM does. The same command goes on where it
+was stopped.
 """
 
 import argparse
@@ -56,6 +57,8 @@ def main() -> None:
         kills.append(_kill_once(folder, args, random.Random((args.seed, len(kills)).__repr__()), len(kills)))
         log.write_text(json.dumps(kills))
     _train(folder, "killed", args.processes, args.devices)
+    stopped = _stop_once(folder, args)
+    _train(folder, "stopped", args.processes, args.devices)
 
     alone, whole, killed = (_losses(folder / name) for name in ("alone", "whole", "killed"))
     result = {
@@ -69,10 +72,12 @@ def main() -> None:
         "kills": kills,
         "most_steps_lost": max(kill["struck"] - kill["went_on_from"] for kill in kills),
         "same_losses": whole == killed,
-        "same_bits": _bits(folder / "whole") == _bits(folder / "killed"),
+        "same_bits": _bits(folder / "whole") == _bits(folder / "killed") == _bits(folder / "stopped"),
+        "sigterm": stopped,
     }
     print(json.dumps(result, indent=2))
-    ok = result["same_bits"] and result["same_losses"] and result["most_steps_lost"] <= 2 * EVERY
+    ok = result["same_bits"] and result["same_losses"] and result["most_steps_lost"] < 2 * EVERY
+    ok = ok and stopped["exit_code"] == 0 and stopped["seconds"] < 30 and stopped["steps_lost"] == 0
     sys.exit(0 if ok else 1)
 
 
@@ -124,6 +129,25 @@ def _kill_once(folder: pathlib.Path, args: argparse.Namespace, rng: random.Rando
     launcher.wait()
     struck = max(_losses(folder / "killed"))
     return {"process": victim, "struck": struck, "went_on_from": _checkpoint(folder / "killed")}
+
+
+def _stop_once(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, float]:
+    """Start all processes, and end them with SIGTERM after some updates."""
+    log = folder / "stopped.json"
+    if log.exists():
+        return json.loads(log.read_text())
+    launcher = _start(folder, "stopped", args.processes, args.devices)
+    while max(_losses(folder / "stopped"), default=0) < EVERY + 1:
+        if launcher.poll() is not None:
+            sys.exit(f"the run to be stopped ended by itself: see {folder / 'stopped.log'}")
+        time.sleep(0.002)
+    began = time.monotonic()
+    launcher.terminate()
+    code = launcher.wait()
+    last, kept = max(_losses(folder / "stopped")), _checkpoint(folder / "stopped")
+    result = {"exit_code": code, "seconds": time.monotonic() - began, "step": last, "steps_lost": last - kept}
+    log.write_text(json.dumps(result))
+    return result
 
 
 def _checkpoint(workdir: pathlib.Path) -> int:

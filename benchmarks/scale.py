@@ -97,7 +97,7 @@ def growth_table() -> list[str]:
     """Seconds at the chips' peaks and bytes, as chips, context length and target grow."""
     lines = [
         "| config | context row | chip | chips | packs at once x model | PFLOP a step | compute | gather | exchange "
-        "| GB a chip | bound by | sending = computing at rows of |",
+        "| GB a chip | bound by | gather = compute at rows of |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for config in ("gemma2_2b_main", "mistral_7b_main", "qwen3_4b_main"):
@@ -139,7 +139,8 @@ def growth_line(
         *(f"{seconds:.3f} s" for seconds in (cost.compute, cost.gather, cost.exchange)),
         f"{cost.held / 1e9:.1f}",
         cost.bound,
-        f"{shapes.ctx_tokens * (cost.gather + cost.exchange) / cost.compute:,.0f}",
+        # Parameters are gathered once a pack, however long; products and sums grow with its rows.
+        f"{shapes.ctx_tokens * cost.gather / (cost.compute - cost.exchange):,.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -7,7 +7,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import atexit
 import dataclasses
+import shutil
+import tempfile
 import zlib
 
 import jax
@@ -17,6 +20,13 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Many tests compile what another one has compiled.
+_CACHE = tempfile.mkdtemp(prefix="d2l-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 from d2l.data.niah import NEEDLE, NOISE, QUESTION  # noqa: E402
 from d2l.hypernet.config import HypernetConfig  # noqa: E402

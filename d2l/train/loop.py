@@ -1,9 +1,10 @@
 """Training a hypernetwork: reads top to bottom, from a config to checkpoints and scalars."""
 
 import contextlib
+import dataclasses
 import functools
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -11,14 +12,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 
 from d2l.data.batch import NeedleBatches
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.hypernet import init_hypernet
+from d2l.hypernet.sink import project_out, sink_directions
 from d2l.hypernet.store import load_hypernet
 from d2l.mesh import check_divisible, make_mesh, param_shardings, split_packs
+from d2l.target.decoder import abstract_decoder
 from d2l.target.weights import LoadedTarget, load_target
 from d2l.train.checkpoint import Checkpoints, abstract
 from d2l.train.chips import peak_flops
@@ -76,11 +80,13 @@ def train(
         schedule = stage_schedule(stages)
         multipliers = tuple(fields["lr_multipliers"].items())
         shapes = jax.eval_shape(lambda: init_hypernet(hyper, fields["seed"]))
-        optimizer = make_optimizer(OptimizerConfig(**fields["optimizer"], multipliers=multipliers), schedule, shapes)
+        project = _project(fields, hyper, target, mesh)
+        settings = OptimizerConfig(**fields["optimizer"], multipliers=multipliers)
+        optimizer = make_optimizer(settings, schedule, shapes, project=project)
         rates = learning_rates(schedule, total)
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
-        state = _init(fields, hyper, optimizer, mesh)
+        state = _init(fields, hyper, optimizer, mesh, project)
 
         # ------------------------------------------------------------ where an earlier run stopped
         checkpoints = Checkpoints(
@@ -103,13 +109,15 @@ def train(
                 first = max(end - stage["steps"], done)
                 if first >= end:
                     continue
-                step = make_step(hyper, target.config, step_config(fields, stage), optimizer)
+                settings = step_config(fields, stage)
+                step = make_step(hyper, target.config, settings, optimizer)
                 update = functools.partial(_update, step, target.params)
                 start = None if cursor is None or first > done else np.asarray(jax.device_get(cursor))
                 cost = 0.0
                 for fed in feed.feed(first, end, start):
                     if not cost and (peak := peak_flops(jax.devices()[0])):
-                        cost = count_flops(step, abstract_state, target.params, fed.batch) / peak / jax.device_count()
+                        plain = make_step(hyper, target.config, dataclasses.replace(settings, remat="none"), optimizer)
+                        cost = count_flops(plain, abstract_state, target.params, fed.batch) / peak / jax.device_count()
                     yield Work(update, fed.batch, fed.scalars, fed.cursor, fed.tokens / jax.device_count(), cost)
 
         # ------------------------------------------------------------ loop, and the product
@@ -163,14 +171,34 @@ def _feed(
     return NeedleFeed(NeedleBatches(needles, target.tokenizer, fields["seed"], **counts), layout)
 
 
-def _init(fields: dict[str, Any], hyper: HypernetConfig, optimizer: Any, mesh: Mesh | None) -> dict[str, Any]:
+def _project(
+    fields: dict[str, Any], hyper: HypernetConfig, target: LoadedTarget, mesh: Mesh | None
+) -> Callable[[Any], Any] | None:
+    """What `project_sink` asks for: A rows without the direction of the attention sink."""
+    if not fields.get("project_sink", False):
+        return None
+    if mesh is not None:
+        raise UserError("project_sink cuts A rows out of a head that a mesh shards: leave out one of the two.")
+    first = target.tokenizer.turn_wrapper[0][0]
+
+    def directions(frozen: Any) -> dict[str, jax.Array]:
+        decoder = nnx.merge(abstract_decoder(target.config)[0], frozen)
+        return sink_directions(decoder, target.config, hyper.target_modules, first)
+
+    return functools.partial(project_out, config=hyper, directions=jax.jit(directions)(target.params))
+
+
+def _init(
+    fields: dict[str, Any], hyper: HypernetConfig, optimizer: Any, mesh: Mesh | None, project: Any
+) -> dict[str, Any]:
     """The train state at step 0, each part where it belongs."""
+    project = project or (lambda params: params)
 
     def fresh() -> dict[str, Any]:
-        return init_state(init_hypernet(hyper, fields["seed"]), optimizer)
+        return init_state(project(init_hypernet(hyper, fields["seed"])), optimizer)
 
     if fields["init"]:
-        state = init_state(load_hypernet(fields["init"])[1], optimizer)
+        state = init_state(project(load_hypernet(fields["init"])[1]), optimizer)
         return state if mesh is None else place(state, param_shardings(mesh, state))
     if mesh is None:
         return fresh()

@@ -1,6 +1,7 @@
 """AdamW per parameter group: own clipping, own learning rate, stages with warm-up and cosine."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,11 +58,20 @@ def stage_schedule(stages: list[dict[str, Any]]) -> optax.Schedule:
 def learning_rates(schedule: optax.Schedule, total: int) -> np.ndarray:
     """The learning rate of every update, float32 `[total]`."""
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-        return np.asarray(jax.vmap(schedule)(np.arange(total)))
+        return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(total)))
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    params: Any,
+    *,
+    project: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformation:
     """AdamW with `config.clip` per group.
+
+    Args:
+      project: a linear projection of the parameters that every update stays within.
 
     Raises:
       UserError: `multipliers` names a group that does not exist.
@@ -97,6 +107,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, params: An
 
     def update(grads, state, params):
         with jax.numpy_dtype_promotion("standard"):  # optax adds integers and floats, also where all else is strict
-            return optimizer.update(grads, state, params)
+            updates, state = optimizer.update(grads, state, params)
+        return (updates if project is None else project(updates)), state
 
     return optax.GradientTransformation(optimizer.init, update)
