@@ -29,7 +29,7 @@ from d2l.train.chips import peak_flops
 from d2l.train.feed import Layout, NeedleFeed, StoredFeed, place
 from d2l.train.flops import count_flops
 from d2l.train.optimizer import OptimizerConfig, learning_rates, make_optimizer, stage_schedule
-from d2l.train.processes import together
+from d2l.train.processes import meet, together
 from d2l.train.product import Product
 from d2l.train.run import Work, run
 from d2l.train.sections import hypernet_config, step_config
@@ -111,7 +111,7 @@ def train(
                     continue
                 settings = step_config(fields, stage)
                 step = make_step(hyper, target.config, settings, optimizer)
-                update = functools.partial(_update, step, target.params)
+                update = _Update(step, target.params)
                 start = None if cursor is None or first > done else np.asarray(jax.device_get(cursor))
                 cost = 0.0
                 for fed in feed.feed(first, end, start):
@@ -205,5 +205,15 @@ def _init(
     return jax.jit(fresh, out_shardings=param_shardings(mesh, jax.eval_shape(fresh)))()
 
 
-def _update(step: Any, frozen: Any, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-    return step(state, frozen, batch)
+class _Update:
+    """The jitted step with the frozen target; all processes have compiled it before any of them runs it."""
+
+    def __init__(self, step: Any, frozen: Any):
+        self._step, self._frozen, self._compiled = step, frozen, jax.process_count() == 1
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        if not self._compiled:
+            self._step.lower(state, self._frozen, batch).compile()  # kept by JAX for the call
+            meet()
+            self._compiled = True
+        return self._step(state, self._frozen, batch)

@@ -1,5 +1,6 @@
 """Several processes that train as one: joining them, failing together, stopping at the same step."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -7,10 +8,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from d2l.errors import UserError
 
 MESSAGE_BYTES = 2048
+MEETING_SECONDS = 1800
+_meetings = itertools.count()
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -47,6 +51,17 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
+def meet() -> None:
+    """Wait until every process has come here.
+
+    Collectives on CPUs give up on a process that is 30 s late, so what takes processes unequal time (compiling,
+    reading) ends in a meeting, which waits longer.
+    """
+    if jax.process_count() > 1:
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f"d2l_{next(_meetings)}", timeout=MEETING_SECONDS, processes=everyone)
+
+
 def together[T](action: Callable[[], T], *, first_only: bool = False) -> T | None:
     """Do `action` in every process (or in the first one only); a `UserError` of any is raised in all.
 
@@ -64,6 +79,7 @@ def together[T](action: Callable[[], T], *, first_only: bool = False) -> T | Non
         data = np.zeros(MESSAGE_BYTES, np.uint8)
         encoded = message.encode()[:MESSAGE_BYTES]
         data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+        meet()
         for row in multihost_utils.process_allgather(data):
             if row.any():
                 raise UserError(row.tobytes().rstrip(b"\0").decode(errors="replace"))
@@ -74,6 +90,7 @@ def all_true(value: bool) -> bool:
     """Whether `value` is true in every process."""
     if jax.process_count() == 1:
         return value
+    meet()
     return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 

@@ -26,7 +26,8 @@ class Work:
       scalars: what is known of the batch, for the log.
       cursor: where the input stands after this batch, on the devices; None where the step's number says it.
       tokens: positions of the batch that are used, a chip.
-      flops: of the update, a chip, as a share of the chip's peak for a second; 0 where its peak is not known.
+      flops: of the update without recomputation, a chip, as a share of what the chip can do in a second at best; 0
+        where that is not known.
     """
 
     update: Update

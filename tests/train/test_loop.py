@@ -17,6 +17,7 @@ from d2l.hypernet.store import load_hypernet
 from d2l.target.weights import load_target
 from d2l.train import loop
 from d2l.train.checkpoint import Checkpoints
+from d2l.train.chips import CHIPS
 from d2l.train.product import export_checkpoint
 from d2l.train.stages import read_stages
 from tests.data.test_input import record, with_teacher
@@ -72,8 +73,9 @@ def config(target_folder):
 def whole(config, tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
-    metrics = loop.train(config, workdir, profile_steps="2:3")
-    return workdir, metrics
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CHIPS, "cpu", CHIPS["TPU v4"])  # a peak to set the step's FLOPs against
+        return workdir, loop.train(config, workdir, profile_steps="2:3")
 
 
 def rows(workdir):
@@ -89,6 +91,7 @@ def test_a_run_leaves_scalars_checkpoints_and_its_result(whole):
     assert [row["step"] for row in rows(workdir)] == list(range(1, 8))
     assert {"loss", "ce", "l1", "accuracy", "exact", "lr", "grad/head", "grad/scaler_B", "input/wait"} <= set(metrics)
     assert 0.5 < metrics["input/packing"] <= 1 and metrics["speed/tokens_per_second_per_chip"] > 0
+    assert 0 < metrics["speed/share_of_peak"] < 1
     assert list((workdir / "tensorboard").iterdir())
     assert list((workdir / "profile").rglob("*.xplane.pb"))
     numbers = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
