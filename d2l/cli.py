@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from d2l import cli_plan
+from d2l import cli_data, cli_plan, cli_selfgen
 from d2l.cli_config import read_config
+from d2l.cli_options import read_lengths, target_tokenizer
 from d2l.errors import UserError
 
 CHECKPOINTS = pathlib.Path(__file__).parents[1] / "checkpoints"
@@ -88,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--best", action="store_true", help="the one with the least training loss")
 
     cli_plan.add_commands(command)
+    cli_data.add_commands(command)
+    cli_selfgen.add_command(command)
 
     sub = command("import-checkpoint", import_checkpoint, "convert a checkpoint of the PyTorch release", model=False)
     sub.add_argument("checkpoint", help="pytorch_model.bin")
@@ -225,10 +228,10 @@ def import_checkpoint(args: argparse.Namespace) -> None:
 def niah(args: argparse.Namespace) -> None:
     from d2l.data.niah import write_dataset
 
-    ((low, high),) = _lengths(args.lengths, one=True)
+    ((low, high),) = read_lengths(args.lengths, one=True)
     if args.samples < 1:
         raise UserError(f"--samples is {args.samples}: give 1 or more.")
-    tokenizer = _target_tokenizer(args.target)
+    tokenizer = target_tokenizer(args.target)
     write_dataset(args.out, tokenizer, samples=args.samples, min_tokens=low, max_tokens=high, seed=args.seed)
     print(f"{args.out}: {args.samples} needles of {low}-{high} tokens")
 
@@ -242,7 +245,7 @@ def evaluate(args: argparse.Namespace) -> None:
     methods = args.methods.split(",")
     if unknown := [name for name in methods if name not in METHODS]:
         raise UserError(f"there is no method {unknown[0]!r}: give some of {', '.join(METHODS)}.")
-    lengths = _lengths(args.lengths)
+    lengths = read_lengths(args.lengths)
     rows = evaluate_niah(
         _load(args, hypernet="d2l" in methods),
         methods=methods,
@@ -317,28 +320,6 @@ def _read(name: str) -> str:
     if not text.strip():
         raise UserError("standard input is empty: give a text with words in it.")
     return text
-
-
-def _lengths(text: str, *, one: bool = False) -> list[tuple[int, int]]:
-    """Ranges like `32-256,1024-2048`."""
-    ranges = []
-    for part in text.split(","):
-        low, dash, high = part.partition("-")
-        if not (dash and low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
-            raise UserError(f"{part!r} is no range of tokens: give lengths like 32-256.")
-        ranges.append((int(low), int(high)))
-    if one and len(ranges) != 1:
-        raise UserError(f"{text!r} has {len(ranges)} ranges: give one, like 32-256.")
-    return ranges
-
-
-def _target_tokenizer(target: str | None) -> Any:
-    from d2l.target.weights import load_target
-
-    tokenizer = load_target(target).tokenizer
-    if tokenizer is None:
-        raise UserError(f"{target} has no tokenizer: give a target that has one.")
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_contradictions_state_what_is_not_so(pages):
 @settings(max_examples=40, deadline=None)
 @given(low=st.integers(0, 700), width=st.integers(0, 500), index=st.integers(0, 5000), split=st.sampled_from(SPLITS))
 def test_lengths_stay_in_their_range(words, low, width, index, split):
-    high = max(low + width, 40)
+    high = max(low + width, 80)
     record = biography_at(split, 1, index, words, low, high)
     length = len(words.encode(record.context))
     assert 0 < length <= high and record.queries
