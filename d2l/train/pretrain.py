@@ -114,9 +114,10 @@ def spread(key: jax.Array, count_Q: jax.Array, answer_Q: jax.Array, length: int,
     the target to look back over any distance.
     """
     where, far = jax.random.uniform(key, (2, *count_Q.shape))
-    jump_Q = (far * (window - count_Q + 1)).astype(jnp.int32)
+    jump_Q = (far * (window - count_Q + 1).astype(far.dtype)).astype(jnp.int32)
+    after_Q = (where * answer_Q.astype(where.dtype)).astype(jnp.int32)
     index_1T = jnp.arange(length)[None, :]
-    return index_1T + jnp.where(index_1T >= (where * answer_Q).astype(jnp.int32)[:, None], jump_Q[:, None], 0)
+    return index_1T + jnp.where(index_1T >= after_Q[:, None], jump_Q[:, None], 0)
 
 
 def make_update(
