@@ -118,16 +118,18 @@ def internalize_program(fields: dict[str, Any], mesh: Mesh) -> tuple[Callable[..
     shapes = {"tokens": ((N, T), jnp.int32), "mask": ((N, T), bool), "context": ((N,), jnp.int32)}
     shapes["slot"] = shapes["context"]
     chunks = [jax.ShapeDtypeStruct((G, *shape), kind) for shape, kind in shapes.values()]
-    read = jax.vmap(make_reader(target, hyper, stacked=True, iterative=True), in_axes=(None, None, 0, 0, 0, 0, 0))
+    read = make_reader(target, hyper, stacked=True, iterative=True)
 
-    def read_sharded(encoder, params, *chunks):
-        layers = encoder["layers"]  # gathered one by one, where they run
-        return read(gather(encoder | {"layers": {}}) | {"layers": layers}, gather(params), *chunks)
+    def read_each(encoder, params, *chunks):
+        # Layers are gathered one by one, where they run.
+        whole = encoder | gather({name: part for name, part in encoder.items() if name != "layers"})
+        gathered = gather(params)
+        return jax.vmap(lambda *document: read(whole, gathered, *document))(*chunks)
 
     encoder = _cast(abstract_decoder(target)[1], fields["dtype"])
     params = _cast(abstract_hypernet(hyper)[1], fields["dtype"])
     by_group = NamedSharding(mesh, P(GROUP_AXES))
-    return jax.jit(read_sharded, donate_argnums=2), (
+    return jax.jit(read_each, donate_argnums=2), (
         abstract(param_shardings(mesh, encoder), encoder),
         abstract(param_shardings(mesh, params), params),
         *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=by_group), (buffer, *chunks)),
