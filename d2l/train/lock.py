@@ -1,6 +1,7 @@
 """One run a workdir: a kernel's file lock on disk, a lease with a heartbeat in a bucket."""
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -11,6 +12,8 @@ import filelock
 from etils import epath
 
 from d2l.errors import UserError
+
+log = logging.getLogger(__name__)
 
 BEAT = 10.0  # seconds between two beats of a lease
 PATIENCE = 4  # beats without a sign of life until a lease is taken over
@@ -74,7 +77,10 @@ class Lease:
         count = 0
         while not self._ended.wait(self._beat):
             count += 1
-            self._write(count)
+            try:
+                self._write(count)
+            except Exception as error:  # a bucket's client raises what it likes; the next beat makes up for this one
+                log.warning("the lease %s could not be renewed: %s", self._path, error)
 
     def _read(self) -> dict | None:
         try:

@@ -1,6 +1,7 @@
 """The loop: resumes bit for bit, stops cleanly, and loses nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -78,6 +79,16 @@ def whole(config, tmp_path_factory):
         return workdir, loop.train(config, workdir, profile_steps="2:3")
 
 
+def environment(**more):
+    """Of a process that compiles what these tests compile."""
+    same = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+    keep = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    return os.environ | same | keep | more
+
+
 def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -152,7 +163,7 @@ def test_sigterm_saves_and_ends(target_folder, whole, tmp_path):
     )
     command = [sys.executable, "-m", "d2l.cli", "train", "--config", str(tmp_path / "conf.py")]
     command += ["--workdir", str(tmp_path / "w")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     log = tmp_path / "w" / "metrics.jsonl"
     for _ in range(1200):
         if log.exists() and log.read_text():
@@ -162,7 +173,7 @@ def test_sigterm_saves_and_ends(target_folder, whole, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     assert list((tmp_path / "w" / "checkpoints").iterdir())
-    done = subprocess.run(command, capture_output=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     same_result(whole[0], tmp_path / "w")
 

@@ -1,6 +1,5 @@
 """Two real processes train as one process does; one is killed, and the same command goes on and loses no update."""
 
-import json
 import os
 import pathlib
 import signal
@@ -15,7 +14,7 @@ import pytest
 from d2l.errors import UserError
 from d2l.hypernet.store import load_hypernet
 from d2l.train import loop, processes
-from tests.train.test_loop import config_for
+from tests.train.test_loop import config_for, environment, rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 8
@@ -37,9 +36,7 @@ def launch(folder, target_folder):
     )
     return subprocess.Popen(
         [ROOT / "launch" / "local.sh", "2", "--config", folder / "conf.py", "--workdir", folder / "w"],
-        env=os.environ
-        | {"DEVICES": str(DEVICES // 2), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-        | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        env=environment(DEVICES=str(DEVICES // 2), PYTHON=sys.executable, PYTHONPATH=str(ROOT)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,15 +44,10 @@ def launch(folder, target_folder):
     )
 
 
-def rows(workdir):
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def test_two_processes_one_killed_equal_one_process(target_folder, tmp_path):
-    launcher = launch(tmp_path, target_folder)
+    launcher, log = launch(tmp_path, target_folder), tmp_path / "w" / "metrics.jsonl"
     for _ in range(6000):
-        if len(rows(tmp_path / "w")) >= 5 or launcher.poll() is not None:
+        if (log.exists() and log.read_text().count("\n") >= 5) or launcher.poll() is not None:
             break
         time.sleep(0.05)
     assert launcher.poll() is None, launcher.communicate()[1]
