@@ -28,7 +28,18 @@ def get_config() -> ml_collections.ConfigDict:
             "kv_compaction": {},
         }
     )
+    prompt = "Answer the following question. Output only the answer and do not output any other words.\n\nQuestion: {}"
     config.suites = ml_collections.ConfigDict(
-        {"records": {"data": "needles", "documents": 1, "tokens": (950, 1050), "seed": 1}}
+        {
+            "needle": {"kind": "records", "data": "needles", "documents": 1, "tokens": (950, 1050), "seed": 1},
+            "page": {
+                "kind": "records",
+                "data": "biographies",
+                "documents": 1,
+                "queries": 4,
+                "tokens": (950, 1050),
+                "prompt": prompt,
+            },
+        }
     )
     return config

@@ -9,19 +9,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from d2l import cli_data, cli_plan, cli_selfgen
+from d2l import cli_data, cli_eval, cli_plan, cli_selfgen
 from d2l.cli_config import read_config
+from d2l.cli_model import load_model
 from d2l.cli_options import read_lengths, target_tokenizer
 from d2l.errors import UserError
-
-CHECKPOINTS = pathlib.Path(__file__).parents[1] / "checkpoints"
-DEFAULT_HYPERNET = CHECKPOINTS / "niah_smollm2"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args, rest = _parser().parse_known_args(argv)
-    if rest and "config" not in args:
+    if rest and getattr(args, "config", None) is None:
         print(f"d2l {args.command}: unknown argument {rest[0]!r}: see d2l {args.command} --help.", file=sys.stderr)
         return 2
     args.rest = rest
@@ -104,13 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--lengths", default="32-256", help="tokens, as 32-256")
     sub.add_argument("--seed", type=int, default=0)
 
-    sub = command("eval", evaluate, "measure how well methods answer", document=True)
-    sub.add_argument("--tasks", default="niah")
-    sub.add_argument("--methods", default="d2l,in_context,no_context")
-    sub.add_argument("--lengths", default="32-256", help="ranges of tokens, as 32-256,1024-2048")
-    sub.add_argument("--samples", type=int, default=200)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    cli_eval.add_commands(command)
     return parser
 
 
@@ -135,7 +127,7 @@ def demo(args: argparse.Namespace) -> None:
     from d2l.experiments.demo import compare, table
 
     document = None if args.document is None else _read(args.document)
-    model = _load(args, hypernet=True)
+    model = load_model(args, hypernet=True)
     if document is None:
         needle = needle_at(args.seed, 0, model.tokenizer, args.tokens - args.tokens // 16, args.tokens)
         document, question = needle.document, needle.question
@@ -154,7 +146,7 @@ def demo(args: argparse.Namespace) -> None:
 
 def internalize(args: argparse.Namespace) -> None:
     texts = [_read(name) for name in args.documents]
-    model = _load(args, hypernet=True)
+    model = load_model(args, hypernet=True)
     began = time.perf_counter()
     adapter = model.internalize(texts, max_chunk_len=args.max_chunk_len)
     adapter.save(args.out)
@@ -236,48 +228,7 @@ def niah(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.samples} needles of {low}-{high} tokens")
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    from d2l.experiments.niah import METHODS
-    from d2l.experiments.niah import evaluate as evaluate_niah
-
-    if args.tasks != "niah":
-        raise UserError(f"there is no task {args.tasks!r}: the only one is niah.")
-    methods = args.methods.split(",")
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"there is no method {unknown[0]!r}: give some of {', '.join(METHODS)}.")
-    lengths = read_lengths(args.lengths)
-    rows = evaluate_niah(
-        _load(args, hypernet="d2l" in methods),
-        methods=methods,
-        lengths=lengths,
-        samples=args.samples,
-        seed=args.seed,
-        max_chunk_len=args.max_chunk_len,
-    )
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return
-    print(f"{'task':<6}{'method':<12}{'length':<16}{'n':>6}{'exact match':>13}{'contains':>10}  95 % interval")
-    for row in rows:
-        print(
-            f"{row['task']:<6}{row['method']:<12}{row['length']:<16}{row['n']:>6}{row['exact_match']:>12.1%}"
-            f"{row['contains']:>10.1%}   {row['low']:.1%} - {row['high']:.1%}"
-        )
-
-
 # ---------------------------------------------------------------- what commands share
-
-
-def _load(args: argparse.Namespace, *, hypernet: bool) -> Any:
-    """The model of the command's options, with a hypernetwork where one is needed."""
-    folder = None
-    if hypernet:
-        folder = args.hypernet or DEFAULT_HYPERNET
-        if args.hypernet is None and not DEFAULT_HYPERNET.is_dir():
-            raise UserError("the shipped hypernetwork is not beside the package: name one with --hypernet FOLDER.")
-    import d2l
-
-    return d2l.load(args.target, folder, ctx_encoder=args.ctx_encoder, dtype=_dtype(args.dtype))
 
 
 def _load_answering(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -285,26 +236,11 @@ def _load_answering(args: argparse.Namespace) -> tuple[Any, Any]:
 
     # Before the model: a folder that holds no adapter should not cost a load.
     adapter = None if args.adapter is None else Adapter.load(args.adapter).scaled(args.scale)
-    return _load(args, hypernet=False), adapter
+    return load_model(args, hypernet=False), adapter
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-
-
-def _dtype(name: str) -> str:
-    """`auto` is bfloat16 on accelerators and on CPUs that multiply it in hardware, float32 elsewhere."""
-    if name != "auto":
-        return name
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return "bfloat16"
-    try:
-        flags = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def _read(name: str) -> str:

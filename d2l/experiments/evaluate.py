@@ -7,6 +7,7 @@ in seconds and bytes of memory differs between two runs.
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from d2l.train import workdir as workdirs
 
 TEACHER = "in_context"
 ALL_METRICS = (*METRICS, "kl")
+logger = logging.getLogger(__name__)
 FIELDS = {
     "kind": "eval",
     "target": "",
@@ -107,6 +109,7 @@ def _make_methods(model: DocToLora, fields: dict[str, Any]) -> tuple[dict[str, M
         try:
             methods[name] = make_method(model, kind, fields["max_new_tokens"], options)
         except NotRun as error:
+            logger.warning("%s is not run: %s", name, error)
             not_run[name] = str(error)
     return methods, not_run
 

@@ -162,5 +162,3 @@ def test_what_is_out_of_reach_is_not_run(model, target_folder, options):
             make_method(bare, name, 8, {})
     with pytest.raises(UserError, match="keep is 0"):
         make_method(model, "kv_compaction", 8, {"keep": 0})
-    with pytest.raises(UserError, match="rate is 2"):
-        make_method(model, "llmlingua2", 8, {"rate": 2})

@@ -1,37 +1,33 @@
 """Context distillation: a LoRA of its own for every document, trained for minutes (SPEC 1)."""
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
+from d2l.data.selfgen.chat import Chat
+from d2l.data.selfgen.config import SelfgenConfig
+from d2l.data.selfgen.questions import ask_questions, longest_prompt
 from d2l.errors import UserError
 from d2l.experiments.baselines.face import Memory, Method, Prompt
-from d2l.experiments.baselines.in_context import cut_middle, joined, room
+from d2l.experiments.baselines.in_context import cut_middle, joined
 from d2l.experiments.baselines.lora import Lesson, LoraTrainer, LoraTraining
-from d2l.experiments.baselines.questions import ASK, QUESTION_TOKENS, ask_questions
 from d2l.model import DocToLora
-from d2l.target.prefix import Branch, PrefixGenerator
+from d2l.target.prefix import Prefixes
 from d2l.train.losses import TEACHER_TOP_K
 
 
-def teach(
-    model: DocToLora, reader: PrefixGenerator, document: list[int], queries: Sequence[str], max_new_tokens: int
-) -> tuple[list[Lesson], int]:
-    """What the target answers to the queries with the document in its prompt, and how many tokens it did not see."""
-    tokenizer = model.tokenizer
-    prefix, suffix = tokenizer.turn_wrapper
-    longest = max(queries, key=lambda query: len(tokenizer.encode(query)))
-    kept, cut = cut_middle(document, room(model, longest, max_new_tokens))
-    read = reader.read([[*prefix, *kept]])
-    branches = [Branch(0, [*tokenizer.encode("\n\n"), *tokenizer.encode(query), *suffix]) for query in queries]
-    found = reader.generate_after(read, branches, max_new_tokens=max_new_tokens, stop_ids=tokenizer.eos_ids)
+def teach(chat: Chat, read: Prefixes, queries: Sequence[str], max_new_tokens: int) -> list[Lesson]:
+    """What the target answers to the queries about a document that it has read."""
+    tokenizer = chat.tokenizer
+    asked = [(0, query) for query in queries]
+    found = chat.reply(read, asked, max_new_tokens, 0.0, 0)
     # An answer that was cut short has no end.
     ended = [ids if len(ids) == max_new_tokens else [*ids, tokenizer.eos_ids[0]] for ids in found]
-    tops = reader.top_k_after(read, branches, ended, TEACHER_TOP_K)
-    lessons = [
+    tops = chat.top_k(read, asked, ended, TEACHER_TOP_K)
+    return [
         Lesson(tokenizer.user_turn(query), response, top)
         for query, response, top in zip(queries, ended, tops, strict=True)
     ]
-    return lessons, cut
 
 
 def cd_oracle(model: DocToLora, max_new_tokens: int, **training) -> Method:
@@ -57,15 +53,24 @@ def cd_generated(model: DocToLora, max_new_tokens: int, *, questions: int = 20, 
 
 def _method(model: DocToLora, max_new_tokens: int, training: dict[str, Any], questions: int = 0) -> Method:
     trainer = LoraTrainer(model, LoraTraining(**training))
-    reader = PrefixGenerator(model.target.config, model.generator.params)
+    config = SelfgenConfig(per_round=max(1, -(-questions // 2)))
+    chat = Chat(model.target, config.batch_tokens)
+    asking = longest_prompt(config)
 
     def learn(documents: Sequence[str], queries: Sequence[str], steps: int | None) -> Memory:
-        document = model.tokenizer.encode(joined(documents))
+        prompts = [asking] if questions else [(query, max_new_tokens) for query in queries]
+        if (space := min(chat.room(*prompt) for prompt in prompts)) < 1:
+            raise UserError(f"the window of {model.target.name} has no room for a document beside the questions.")
+        kept, cut = cut_middle(model.tokenizer.encode(joined(documents)), space)
+        read = chat.read([model.tokenizer.decode(kept)])
         if questions:
-            seen, _ = cut_middle(document, room(model, ASK, QUESTION_TOKENS))
-            queries = ask_questions(model, reader, seen, questions, trainer.training.seed)
-        lessons, cut = teach(model, reader, document, queries, max_new_tokens)
-        adapter, _ = trainer.train(lessons, steps=steps)
+            (queries,), _ = ask_questions(chat, read, 1, config, trainer.training.seed, collections.Counter())
+            if not queries:
+                raise UserError(
+                    f"{model.target.name} asked no well-formed question about the document: distil on questions of "
+                    "your own (cd_oracle)."
+                )
+        adapter, _ = trainer.train(teach(chat, read, queries[: questions or None], max_new_tokens), steps=steps)
         return Memory(lambda query: Prompt(model.tokenizer.user_turn(query), cut), adapter=adapter)
 
     def remember(documents: Sequence[str], queries: Sequence[str]) -> Memory:
