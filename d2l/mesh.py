@@ -38,6 +38,7 @@ MATRICES = {
 }
 STORED_ONLY = ("embed_tokens", "lm_head", "head")
 VECTORS = {"b1": (MODEL,)}
+QUANTIZED_PARTS = ("qvalue", "scale")  # of a matrix of a quantised target
 # Groups of small learned arrays that are named by target module; replicated.
 REPLICATED_GROUPS = ("bias_A", "bias_B", "scaler_A", "scaler_B")
 
@@ -108,21 +109,28 @@ def check_divisible(mesh: Mesh, *, groups: int | None = None, **heads: int) -> N
 # ---------------------------------------------------------------- one description of each parameter
 
 
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+
+
 def stored_spec(path: tuple[Any, ...], ndim: int) -> P:
     """Storage axes of the parameter (or of its gradient or optimiser moment) at a tree path."""
-    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    names = _names(path)
+    part = names.pop() if names and names[-1] in QUANTIZED_PARTS else None
     name = names[-1] if names else ""
     last = MATRICES.get(name) or VECTORS.get(name) or ()
     if set(names) & set(REPLICATED_GROUPS) or len(last) > ndim:
         last = ()
+    if part == "scale" and last:  # few along the input: one for each tile of it
+        last = (last[0], last[1] if last[1] == MODEL else None)
     return P(*(None,) * (ndim - len(last)), *last)
 
 
 def used_spec(path: tuple[Any, ...], ndim: int) -> P:
     """Axes of a parameter in compute: those of storage without the ones it is gathered over."""
-    spec = stored_spec(path, ndim)
-    name = str(getattr(path[-1], "key", "")) if path else ""
-    return P(*(MODEL if axis == MODEL and name not in STORED_ONLY else None for axis in spec))
+    if set(_names(path)) & set(STORED_ONLY):
+        return P(*(None,) * ndim)
+    return P(*(MODEL if axis == MODEL else None for axis in stored_spec(path, ndim)))
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -165,6 +173,11 @@ def abstract(shardings: Any, tree: Any) -> Any:
 def has_mesh() -> bool:
     """Whether a mesh is set."""
     return not jax.sharding.get_abstract_mesh().empty
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: that of the mesh, also where its devices are not on this machine."""
+    return jax.sharding.get_abstract_mesh().abstract_device.platform if has_mesh() else jax.default_backend()
 
 
 def model_shards() -> int:

@@ -121,8 +121,12 @@ class Hypernet(nnx.Module):
     def embed(self, features: jax.Array, mask_NPT: jax.Array, iterative: bool, remat: bool) -> jax.Array:
         """Output-query embeddings `[N * P, L * M * r, Z]`."""
         graphdef, params = nnx.split(self.aggregator)
+        narrow = jax.tree.map(lambda a: a.dtype, params)
+        # Scanned over layers, its gradients are summed in the dtype that it has outside.
+        wide = jax.tree.map(lambda a: a.astype(jnp.float32), params) if iterative else params
 
         def aggregate(features_NTF, mask_NPT):
+            params = jax.tree.map(lambda a, dtype: a.astype(dtype), wide, narrow)
             return nnx.merge(graphdef, params)(features_NTF, mask_NPT)
 
         if remat:

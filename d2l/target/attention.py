@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from d2l.target.config import TargetConfig
+from d2l.target.product import float32_product
 
 # A query block attends to the keys up to its own end only, so half of the T x T products are never formed; and no
 # array larger than [B, N, block, T] exists.
@@ -101,7 +102,11 @@ def _attend_block(q_BTNH, k_BKSH, v_BKHS, q_index_BT, scale, softcap, window, q_
     batch = ((0, 1), (0, 1))
     # Queries first, and both sums over the last axes: einsum would put the cache first and transpose the results.
     q_BKMH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    logits_BKMS = jax.lax.dot_general(q_BKMH, k_BKSH, (((3,), (3,)), batch), preferred_element_type=jnp.float32)
+
+    def dot(q, k, dtype):
+        return jax.lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=dtype)
+
+    logits_BKMS = float32_product(dot, q_BKMH, k_BKSH)
     logits_BKGTS = logits_BKMS.reshape(B, K, G, T, S) * scale
     if softcap is not None:
         logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)

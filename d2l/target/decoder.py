@@ -19,6 +19,9 @@ from flax import nnx
 from d2l import mesh
 from d2l.target.attention import apply_rope, attend, rope_table
 from d2l.target.config import TargetConfig
+from d2l.target.product import float32_product
+from d2l.target.quantize import widen
+from d2l.target.splash import splash_attention, usable
 
 Params = dict[str, Any]
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -120,10 +123,13 @@ class Attention(nnx.Module):
             # Without the barrier XLA writes each cache twice, once in place and once into a copy that it reads.
             k_BKSH, v_BKHS = jax.lax.optimization_barrier((k_BKSH, v_BKHS))
             cache = {"k": k_BKSH, "v": v_BKHS}
-        mask = {name: value for name, value in mask.items() if name != "fresh"}
-        o_BTNH = attend(
-            q_BTNH, k_BKSH, v_BKHS, scale=c.query_pre_attn_scalar**-0.5, softcap=c.attn_logit_softcapping, **mask
-        )
+        options = {"scale": c.query_pre_attn_scalar**-0.5, "softcap": c.attn_logit_softcapping}
+        if cache is None and usable(T, c.head_dim):
+            where = {"segments_BT": mask.get("q_segments_BT"), "window": c.sliding_window, "sliding": mask["sliding"]}
+            o_BTNH = splash_attention(q_BTNH, k_BKSH, v_BKHS, **where, **options)
+        else:
+            mask = {name: value for name, value in mask.items() if name not in ("fresh", "sliding")}
+            o_BTNH = attend(q_BTNH, k_BKSH, v_BKHS, **mask, **options)
         return linear(o_BTNH.reshape(B, T, -1), self.o_proj[...], ab("o_proj")), cache
 
 
@@ -203,7 +209,8 @@ class Decoder(nnx.Module):
     def unembed(self, x: jax.Array) -> jax.Array:
         """Hidden states `[..., D]` after the final norm to float32 logits `[..., V]`."""
         head_VD = (self.embed_tokens if self.config.tie_word_embeddings else self.lm_head)[...]
-        logits = times(x.reshape(1, -1, x.shape[-1]), head_VD, jnp.float32).reshape(*x.shape[:-1], -1)
+        x_1ND = x.reshape(1, -1, x.shape[-1])
+        logits = float32_product(times, x_1ND, head_VD).reshape(*x.shape[:-1], -1)
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -257,11 +264,11 @@ class Decoder(nnx.Module):
 
         def body(x_BTD, layer):
             block, sliding, ab, kv = layer
-            ropes, masks = rope, mask
+            ropes, masks = rope, mask | {"sliding": sliding}
             if c.rope_local_base_freq:
                 ropes = jax.tree.map(lambda near, far: jnp.where(sliding, near, far), rope_local, rope)
             if any_sliding:
-                masks = mask | {"window": jnp.where(sliding, c.sliding_window, jnp.iinfo(jnp.int32).max)}
+                masks |= {"window": jnp.where(sliding, c.sliding_window, jnp.iinfo(jnp.int32).max)}
             ab = ab or {}
             if gate_BTR is not None:
                 ab = {name: factors | {"gate": gate_BTR} for name, factors in ab.items()}
@@ -282,7 +289,7 @@ class Decoder(nnx.Module):
 
         def scan_body(x_BTD, layer):
             params, sliding, ab, kv = layer
-            return body(x_BTD, (nnx.merge(graphdef, mesh.gather(params)), sliding, ab, kv))
+            return body(x_BTD, (nnx.merge(graphdef, widen(mesh.gather(params))), sliding, ab, kv))
 
         if remat != "none":
             scan_body = jax.checkpoint(scan_body, prevent_cse=False, policy=REMAT[remat])

@@ -21,8 +21,9 @@ from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.hypernet.sink import project_out, sink_directions
 from d2l.hypernet.store import load_hypernet
-from d2l.mesh import check_divisible, make_mesh, param_shardings, split_packs
+from d2l.mesh import make_mesh, param_shardings, split_packs
 from d2l.target.decoder import abstract_decoder
+from d2l.target.quantize import quantize_target
 from d2l.target.weights import LoadedTarget, load_target
 from d2l.train.checkpoint import Checkpoints, abstract
 from d2l.train.chips import peak_flops
@@ -34,7 +35,7 @@ from d2l.train.product import Product
 from d2l.train.run import Work, run
 from d2l.train.sections import hypernet_config, step_config
 from d2l.train.stages import StoredStage, needle_stage, read_stages
-from d2l.train.step import init_state, make_step
+from d2l.train.step import check_mesh, init_state, make_step
 from d2l.train.watch import Profile, Watch
 from d2l.train.workdir import opened
 
@@ -71,6 +72,8 @@ def train(
         # ------------------------------------------------------------ frozen target, and data before any computing
         target = together(lambda: _load(fields, layout))
         hyper = hypernet_config(fields["hypernet"], target.config)
+        if mesh is not None:
+            check_mesh(mesh, target.config, hyper)
         product = Product(hyper, target.name, target.weights_hash)
         together(lambda: product.claim(workdir), first_only=True)
         feeds = together(lambda: [_feed(stage, target, fields, layout) for stage in stages])
@@ -141,21 +144,19 @@ def _mesh(fields: dict[str, Any]) -> Mesh | None:
 def _load(fields: dict[str, Any], layout: Layout) -> LoadedTarget:
     """The frozen target, on the mesh where there is one; no device then ever holds all of it."""
     source, dtype, mesh = fields["target"] or None, jnp.dtype(fields["dtype"]), layout.mesh
+    if kind := fields.get("quantize", ""):  # in the host's memory
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            target = load_target(source, dtype=dtype)
+            params = quantize_target(target.params, kind)
+        shardings = jax.tree.map(lambda _: layout.whole(), params) if mesh is None else param_shardings(mesh, params)
+        return dataclasses.replace(target, params=place(params, shardings))
     if mesh is None:
         return load_target(source, dtype=dtype)
 
     def sharding(path: tuple[str, ...], shape: tuple[int, ...]) -> jax.sharding.Sharding:
         return param_shardings(mesh, {path[-1]: jax.ShapeDtypeStruct(shape, dtype)})[path[-1]]
 
-    target = load_target(source, dtype=dtype, sharding=sharding)
-    config = target.config
-    check_divisible(
-        mesh,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        intermediate_size=config.intermediate_size,
-    )
-    return target
+    return load_target(source, dtype=dtype, sharding=sharding)
 
 
 def _feed(

@@ -184,8 +184,8 @@ def gradients(
         batch = batch | {"noise_key": mesh.reshard(keys, None, mesh.GROUP_AXES)}
 
     def of_groups(groups: Batch) -> tuple[Any, Metrics]:
-        grads, sums = jax.grad(loss_fn, has_aux=True)(params, frozen, groups, hyper, target, step)
-        return grads, sums
+        with jax.numpy_dtype_promotion("standard"):  # the backward pass of jax's attention mixes dtypes
+            return jax.grad(loss_fn, has_aux=True)(params, frozen, groups, hyper, target, step)
 
     if accumulate == 1:
         grads, sums = of_groups(jax.tree.map(lambda a: a[0], batch))
@@ -199,6 +199,18 @@ def gradients(
             lambda carry, groups: (jax.tree.map(jnp.add, carry, of_groups(groups)), None), zeros, batch
         )
     return jax.tree.map(lambda a: a / total, (grads, sums))
+
+
+def check_mesh(on: jax.sharding.Mesh, target: TargetConfig, hyper: HypernetConfig) -> None:
+    """Raise a `UserError` where a mesh's model axis does not divide the heads or widths of both models."""
+    mesh.check_divisible(
+        on,
+        num_attention_heads=target.num_attention_heads,
+        num_key_value_heads=target.num_key_value_heads,
+        intermediate_size=target.intermediate_size,
+        hypernet_num_heads=hyper.num_heads,
+        hypernet_num_kv_heads=hyper.num_kv_heads,
+    )
 
 
 def make_step(

@@ -7,13 +7,12 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from d2l import mesh as meshes
 from d2l.data.batch import make_example
-from d2l.data.pack import Packer, Shapes, batch_shapes, stack_groups
+from d2l.data.pack import Packer, Shapes, stack_groups
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.train.optimizer import OptimizerConfig, make_optimizer
 from d2l.train.pretrain import init_target
@@ -21,7 +20,7 @@ from d2l.train.step import StepConfig, gradients, init_state, make_step
 from tests.conftest import hypernet_config, lively
 
 PACKS, DOCUMENTS = 8, 24
-MODULES = ("down_proj", "o_proj", "q_proj")
+MODULES = ("down_proj", "q_proj")  # one whose input, one whose output is split
 STEP = StepConfig("kl", max_chunks=3, row_chunks=5, l1=0.1)
 # Three documents of a pack share rows of chunks, of queries and of teacher prompts.
 SHAPES = Shapes(
@@ -43,8 +42,15 @@ MESHES = {
     "4 x 2": {"data": 4, "model": 2},
     "2 x 4": {"data": 2, "model": 4},
     "fsdp": {"fsdp": 8},
-    "data, fsdp and model": {"data": 2, "fsdp": 2, "model": 2},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compiler():
+    """Each program runs once: compiling fast is worth more than fast code."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,8 @@ def run(setup, batch, step=STEP, mesh=None):
         return jax.device_get(jax.jit(function)(params, frozen, batch))
     with jax.set_mesh(mesh):
         params, frozen = (jax.device_put(tree, meshes.param_shardings(mesh, tree)) for tree in (params, frozen))
-        grads, metrics = jax.jit(function)(params, frozen, jax.device_put(batch, meshes.batch_shardings(mesh, batch)))
+        batch = jax.device_put(batch, meshes.batch_shardings(mesh, batch))
+        grads, metrics = jax.jit(function)(params, frozen, batch)
         for a, g in zip(jax.tree.leaves(params), jax.tree.leaves(grads), strict=True):
             assert g.sharding.is_equivalent_to(a.sharding, a.ndim), (g.sharding, a.sharding)
         return jax.device_get((grads, metrics))
@@ -144,22 +151,22 @@ def test_the_step_compiles_once_and_keeps_its_shards(setup, packed):
     optimizer = make_optimizer(OptimizerConfig(), lambda _: 1e-3, params)
     step = make_step(hyper, target, dataclasses.replace(STEP, remat="dots"), optimizer)
     mesh = meshes.make_mesh({"data": 1, "fsdp": 4, "model": 2})
-    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
-    expected, metrics = make_step(hyper, target, STEP, optimizer)(state, frozen, packed[0])
     with jax.set_mesh(mesh):
         state = init_state(jax.device_put(params, meshes.param_shardings(mesh, params)), optimizer)
         shardings = meshes.param_shardings(mesh, state)
         state = jax.device_put(state, shardings)
         frozen = jax.device_put(frozen, meshes.param_shardings(mesh, frozen))
         batch = jax.device_put(packed[0], meshes.batch_shardings(mesh, packed[0]))
-        shapes = batch_shapes(SHAPES, accumulate=1, groups=PACKS)
-        assert {k: (v.shape, v.dtype) for k, v in shapes.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
-        state, again = step(state, frozen, batch)
+        state, first = step(state, frozen, batch)
         for a, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
             assert a.sharding.is_equivalent_to(sharding, a.ndim)
-        same(jax.device_get(again), jax.device_get(metrics))
-        same(jax.device_get(state["params"]["head"]), jax.device_get(expected["params"]["head"]))
-        state, _ = step(state, frozen, batch)
+        state, second = step(state, frozen, batch)
     assert step._cache_size() == 1
-    moments = [a for path, a in jax.tree_util.tree_leaves_with_path(state) if "mu" in str(path) and a.ndim > 2]
-    assert moments and all(a.addressable_shards[0].data.size * 8 == a.size for a in moments if a.shape[-1] > 16)
+    same({name: np.asarray(first[name]) for name in packed[1][1]}, packed[1][1])
+    assert float(second["loss"]) < float(first["loss"])
+    moments = {
+        jax.tree_util.keystr(path, simple=True, separator="."): a
+        for path, a in jax.tree_util.tree_leaves_with_path(state)
+    }
+    moments = [a for name, a in moments.items() if ".mu." in name and name.endswith((".head", ".w1", "attn.q_proj"))]
+    assert len(moments) >= 4 and all(a.addressable_shards[0].data.size * 8 == a.size for a in moments)

@@ -1,19 +1,24 @@
 """The distillation step: compiles once, averages as the paper says, learns, and the optimiser does what it is told."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from d2l.data.batch import Example, NeedleBatches, NeedleStage, Shapes, make_batch
+from d2l.data.batch import NeedleBatches, NeedleStage, make_example
+from d2l.data.pack import Example, Packer, Shapes, stack_groups
 from d2l.errors import UserError
 from d2l.hypernet.hypernet import init_hypernet
+from d2l.target.decoder import abstract_decoder
 from d2l.target.weights import load_target
+from d2l.train import losses
 from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
-from d2l.train.step import StepConfig, init_state, loss_fn, make_step
+from d2l.train.step import StepConfig, gradients, init_state, loss_fn, make_step, neftune_noise
 from tests.conftest import hypernet_config
 
 QUESTION = "What is the special magic number?"
@@ -34,58 +39,104 @@ def params(hyper):
     return init_hypernet(hyper, 0)
 
 
-def examples(tokenizer):
+@pytest.fixture(scope="module")
+def examples(target):
     """Three documents of 1, 2 and 3 chunks with 1, 3 and 2 queries."""
     documents = ["The sky is blue.", "The grass is green. Here we go.", "The special magic number is 0042. The sun is"]
     answers = [["0042"], ["1", "there and back", "3333"], ["77", "sky"]]
     out = []
     for count, (document, replies) in enumerate(zip(documents, answers, strict=True), 1):
-        ids = tokenizer.encode(document)
+        ids = target.tokenizer.encode(document)
         size = -(-len(ids) // count)
         chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
-        out.append(Example(chunks, [(QUESTION, reply) for reply in replies]))
+        queries = [(QUESTION, reply) for reply in replies]
+        out.append(make_example(chunks, queries, target.tokenizer, teacher=True))
     return out
 
 
-SHAPES = Shapes(contexts=3, chunks=8, queries=7, ctx_tokens=40, query_tokens=50, response_tokens=20, teacher_tokens=100)
+SHAPES = Shapes(
+    contexts=4,
+    chunks=8,
+    ctx_rows=8,
+    ctx_tokens=40,
+    query_rows=7,
+    query_tokens=50,
+    responses=60,
+    max_chunks=3,
+    teacher_rows=6,
+    teacher_tokens=100,
+)
 
 
-def loss_of(params, target, hyper, batch, shapes, loss="ce", **options):
-    step = StepConfig(loss, shapes.contexts, 4, **options)
-    return loss_fn(params, target.params, batch, hyper, target.config, step)
+def batch_of(examples, shapes=SHAPES):
+    packer = Packer(shapes, 0)
+    packer.add_all(examples)
+    return stack_groups([packer.finish()[0]], 1)
+
+
+@functools.partial(jax.jit, static_argnames=("hyper", "target", "step"))
+def _loss(params, frozen, batch, hyper, target, step):
+    _, sums = loss_fn(params, frozen, jax.tree.map(lambda a: a[0], batch), hyper, target, step)
+    return jax.tree.map(lambda a: a / jnp.sum(batch["context_weight"]), sums)
+
+
+def loss_of(params, target, hyper, batch, loss="ce", **options):
+    step = StepConfig(loss, max_chunks=3, **options)
+    return jax.device_get(_loss(params, target.params, batch, hyper, target.config, step))
 
 
 @pytest.mark.parametrize("loss", ["ce", "kl"])
-def test_mean_over_tokens_then_queries_then_contexts(loss, target, hyper, params):
-    documents = examples(target.tokenizer)
-    whole, metrics = loss_of(params, target, hyper, make_batch(documents, target.tokenizer, SHAPES), SHAPES, loss)
-    one = dataclasses.replace(SHAPES, contexts=1, queries=1)
-    means = []
-    for example in documents:
-        each = []
-        for query in example.queries:
-            batch = make_batch([Example(example.chunks, [query])], target.tokenizer, one)
-            each.append(loss_of(params, target, hyper, batch, one, loss)[0])
-        means.append(np.mean(each))
-    assert float(whole) == pytest.approx(np.mean(means), rel=1e-5)
-    assert len({round(float(m), 3) for m in means}) == 3
-    assert set(metrics) >= {"loss", "ce", "exact", "l1", *([loss])}
+def test_mean_over_tokens_then_queries_then_contexts(loss, target, hyper, params, examples):
+    metrics = loss_of(params, target, hyper, batch_of(examples), loss)
+    means = {name: [] for name in ("ce", "accuracy", "exact", loss)}
+    for example in examples:
+        each = [loss_of(params, target, hyper, batch_of([Example(example.chunks, [q])]), loss) for q in example.queries]
+        for name in means:
+            means[name].append(np.mean([one[name] for one in each]))
+    for name, values in means.items():
+        assert metrics[name] == pytest.approx(np.mean(values), rel=1e-5), name
+    assert len({round(float(m), 3) for m in means[loss]}) == 3
+    assert metrics["loss"] == metrics[loss]
 
 
-def test_l1_is_added_with_its_weight(target, hyper, params):
-    batch = make_batch(examples(target.tokenizer), target.tokenizer, SHAPES)
-    plain, metrics = loss_of(params, target, hyper, batch, SHAPES)
-    weighted, _ = loss_of(params, target, hyper, batch, SHAPES, l1=0.5)
-    assert float(weighted - plain) == pytest.approx(0.5 * float(metrics["l1"]), rel=1e-3)
+def test_exact_and_accuracy_count_what_the_target_would_say(target, hyper, params, examples):
+    """With B zero the target answers alone: its own continuation is exact, another token is not."""
+    zero = params | {"scaler_B": jax.tree.map(jnp.zeros_like, params["scaler_B"])}
+    decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
+    query = examples[0].queries[0]
+    said = list(query.prompt)
+    for _ in range(4):
+        said.append(int(jnp.argmax(decoder(jnp.asarray([said], jnp.int32))[0, -1])))
+    right = dataclasses.replace(query, response=said[-4:])
+    wrong = dataclasses.replace(query, response=[*said[-4:-1], (said[-1] + 1) % target.config.vocab_size])
+    metrics = loss_of(zero, target, hyper, batch_of([Example(examples[0].chunks, [right, wrong])]))
+    assert metrics["exact"] == pytest.approx(0.5)
+    assert metrics["accuracy"] == pytest.approx(7 / 8)
 
 
-def test_remat_changes_no_gradient(target, hyper, params):
-    batch = make_batch(examples(target.tokenizer), target.tokenizer, SHAPES)
+def test_a_stored_teacher_is_the_one_of_the_step(target, hyper, params, examples):
+    decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
 
-    def gradient(remat):
-        return jax.grad(lambda p: loss_of(p, target, hyper, batch, SHAPES, remat=remat)[0])(params)
+    def taught(query):
+        x, _, _ = decoder.run_blocks(decoder.embed(jnp.asarray([[*query.teacher_prompt, *query.response[:-1]]])))
+        top = losses.teacher_top_k(decoder.unembed, decoder.final_norm(x)[0, -len(query.response) :])
+        return dataclasses.replace(query, teacher=tuple(map(np.asarray, top)), teacher_prompt=())
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient(False), gradient(True))
+    stored = [Example(e.chunks, [taught(q) for q in e.queries]) for e in examples]
+    shapes = dataclasses.replace(SHAPES, teacher_rows=0, teacher_tokens=0, teacher_top_k=losses.TEACHER_TOP_K)
+    computed = loss_of(params, target, hyper, batch_of(examples), "kl")
+    given = loss_of(params, target, hyper, batch_of(stored, shapes), "kl")
+    assert given["kl"] == pytest.approx(computed["kl"], rel=1e-5)
+    with pytest.raises(UserError, match="stored teacher"):
+        batch_of(examples, shapes)
+
+
+def test_l1_is_added_with_its_weight_and_is_the_mean_over_contexts(target, hyper, params, examples):
+    batch = batch_of(examples)
+    metrics = loss_of(params, target, hyper, batch, l1=0.5)
+    assert metrics["loss"] == pytest.approx(metrics["ce"] + 0.5 * metrics["l1"], rel=1e-6)
+    each = [loss_of(params, target, hyper, batch_of([example]))["l1"] for example in examples]
+    assert metrics["l1"] == pytest.approx(np.mean(each), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["ce", "kl"])
@@ -93,28 +144,53 @@ def test_compiles_once_and_learns_and_moves_every_group(loss, target, hyper, par
     stage = NeedleStage(contexts=4, min_tokens=0, max_tokens=60, max_chunk_len=24, max_chunks=3, teacher=loss == "kl")
     batches = NeedleBatches(stage, target.tokenizer, 0)
     optimizer = make_optimizer(OptimizerConfig(b2=0.95), lambda _: 3e-3, params)
-    step = make_step(hyper, target.config, StepConfig(loss, 4, 3), optimizer)
+    step = make_step(hyper, target.config, StepConfig(loss, max_chunks=3), optimizer)
     state = init_state(jax.tree.map(jnp.copy, params), optimizer)
-    losses = []
+    values = []
     for _ in range(12):
         state, metrics = step(state, target.params, batches[0])
-        losses.append(float(metrics["loss"]))
+        values.append(float(metrics["loss"]))
     state, _ = step(state, target.params, batches[1])
     assert step._cache_size() == 1
-    assert losses[-1] < losses[0] - 0.1, losses
+    assert values[-1] < values[0] - 0.1, values
     assert int(state["step"]) == 13
     for name, group in state["params"].items():
         moved = [bool(np.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (group, params[name])), strict=True)]
         assert all(moved), name
 
 
-def test_bfloat16_compute_is_near_float32_and_keeps_float32_masters(target, hyper, params):
-    batch = make_batch(examples(target.tokenizer), target.tokenizer, SHAPES)
-    half = dataclasses.replace(target, params=jax.tree.map(lambda a: a.astype(jnp.bfloat16), target.params))
-    exact, _ = loss_of(params, target, hyper, batch, SHAPES)
-    rough, grads = jax.value_and_grad(lambda p: loss_of(p, half, hyper, batch, SHAPES, dtype="bfloat16")[0])(params)
-    assert float(rough) == pytest.approx(float(exact), rel=0.05)
+def test_bfloat16_compute_is_near_float32_and_keeps_float32_masters(target, hyper, params, examples):
+    batch = batch_of(examples)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), target.params)
+    exact = loss_of(params, target, hyper, batch)
+    step = StepConfig("ce", max_chunks=3, dtype="bfloat16")
+    grads, rough = jax.jit(gradients, static_argnums=(3, 4, 5))(params, half, batch, hyper, target.config, step)
+    assert float(rough["loss"]) == pytest.approx(float(exact["loss"]), rel=0.05)
     assert {a.dtype for a in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+
+
+def test_noise_is_of_neftunes_size_and_of_its_update(target, hyper, params, examples):
+    segments = jnp.asarray([[0] * 4 + [1] * 9 + [-1] * 3])
+    noise = np.asarray(neftune_noise(jax.random.key(0), segments, jnp.zeros((1, 16, 64))))
+    for part, tokens in ((noise[:, :4], 4), (noise[:, 4:13], 9)):
+        bound = (tokens * 64) ** -0.5
+        assert 0.95 * bound < np.abs(part).max() <= bound and abs(part.mean()) < 0.1 * bound
+
+    @jax.jit
+    def loss(number):
+        step = StepConfig("ce", max_chunks=3, neftune=5.0)
+        return gradients(params, target.params, batch_of(examples), hyper, target.config, step, number)[1]["loss"]
+
+    first, again, second = loss(0), loss(0), loss(1)
+    assert first == again != second
+    assert float(first) == pytest.approx(float(loss_of(params, target, hyper, batch_of(examples))["loss"]), rel=0.2)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(UserError, match="remat is 'some'"):
+        StepConfig("ce", remat="some")
+    with pytest.raises(UserError, match="loss is 'mse'"):
+        StepConfig("mse")
 
 
 def test_each_group_is_clipped_alone():
