@@ -3,8 +3,8 @@
     d2l eval --config configs/eval_cd.py --workdir runs/eval_cd
 
 The paper's update cost on SQuAD: D2L below 1 s and 2 GB; distillation on the evaluation's own queries about 40 s, on 20
-generated queries above 100 s and 40 GB. The release trains 300 epochs at 1e-4; here it is a fifth of them at three times
-the rate. Two CPU cores: about 10 minutes. Useful override: --config.methods.cd_oracle.epochs=300
+generated queries above 100 s and 40 GB. The release trains 300 epochs at 1e-4, here it is a fifth of them at thrice the
+rate. Two CPU cores: about 10 minutes. Useful override: --config.methods.cd_oracle.epochs=300
 """
 
 import ml_collections
