@@ -20,7 +20,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--questions", choices=("generate", "keep"), default="generate", help="keep: those of the records")
     sub.add_argument("--per-round", type=int, default=5, help="questions asked for in each of two rounds")
     sub.add_argument("--passage-tokens", type=int, default=512, help="documents are cut to passages of at most so many")
-    sub.add_argument("--question-temperature", type=float, default=0.7)
+    sub.add_argument("--question-temperature", type=float, default=0.0)
     sub.add_argument("--temperature", type=float, default=0.0, help="of answers; 0 is greedy")
     sub.add_argument("--max-new-tokens", type=int, default=96, help="the longest answer; longer ones are dropped")
     sub.add_argument("--top-k", type=int, default=16, help="likeliest tokens stored for each token of an answer")

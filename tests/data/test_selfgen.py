@@ -1,9 +1,11 @@
 """Self-generation: the target's own answers, exactly; the same files however often it was stopped."""
 
+import collections
 import copy
 import dataclasses
 import hashlib
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from d2l.data.selfgen import parts, run
 from d2l.data.selfgen.answers import CLOSED_QA
 from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
-from d2l.data.selfgen.questions import parse_pairs
+from d2l.data.selfgen.questions import ask_questions, parse_pairs
 from d2l.data.selfgen.run import MANIFEST, THROUGHPUT, selfgen
 from d2l.data.selfgen.sources import truncate_middle
 from d2l.data.shards import Shards, write_records
@@ -119,7 +121,8 @@ def test_killed_anywhere_and_in_shards_it_writes_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(parts, "write_file", write_or_die)
         patch.setattr(run, "write_file", write_or_die)
-        for left in (1, 3, 2, 1, 3):  # noqa: B007
+        for writes in (1, 3, 2, 1, 3):
+            left = writes
             with pytest.raises(KeyboardInterrupt):
                 collect("killed")
         left = 2
@@ -134,30 +137,46 @@ def test_killed_anywhere_and_in_shards_it_writes_the_same_bytes(
         selfgen([questions], tmp_path / "shards", target, dataclasses.replace(KEEP, seed=1))
 
 
-def test_smollm2_asks_and_answers_about_documents(tmp_path):
-    target = load_target(None, dtype=jnp.bfloat16)
-    (tmp_path / "curie.txt").write_text(
-        "Marie Curie was born in Warsaw in 1867. She moved to Paris in 1891 to study physics at the Sorbonne. In 1903 "
-        "she shared the Nobel Prize in Physics with Pierre Curie and Henri Becquerel. In 1911 she won the Nobel Prize "
-        "in Chemistry for discovering polonium and radium."
-    )
-    config = SelfgenConfig(per_round=2, question_temperature=0.0, max_new_tokens=48, closed_qa=0.0)
-    manifest = selfgen([str(tmp_path / "curie.txt")], tmp_path / "out", target, config)
-    record = Shards(tmp_path / "out")[0]
-    assert 2 <= manifest["queries"] == len(record.queries) <= 4
-    assert len({query.question for query in record.queries}) == len(record.queries)
-    for query in record.queries:
-        assert query.question.endswith("?")
-        assert query.teacher.tokens.shape == (len(query.teacher.response), 16)
-        # Greedy answers are the likeliest tokens of the forward pass that scores them, up to ties in bfloat16.
-        assert np.mean(query.teacher.tokens[:, 0] == query.teacher.response) > 0.9
+def test_the_second_round_asks_about_other_parts_and_is_told_what_was_asked(tokenizer):
+    prompts = []
+
+    class Scripted:
+        """Replies by rote, where the questions of a model would depend on its weights."""
+
+        def __init__(self):
+            self.tokenizer = tokenizer
+
+        def reply(self, read, asked, max_new_tokens, temperature, seed, *, start):
+            prompts.append([question for _, question in asked])
+            replies = [" What of this is known here?\nAnswer: This.", f" What is number {len(prompts)}?\nAnswer: One."]
+            replies += [" no question", " What is it, then?"]
+            return [tokenizer.encode(replies[place % 4]) for place in range(len(asked))]
+
+    text = " ".join(f"The number of part {i} is {i}." for i in range(8))
+    dropped = collections.Counter()
+    config = SelfgenConfig(per_round=4)
+    questions, tokens = ask_questions(Scripted(), None, [text], config, np.random.default_rng(0), dropped)
+    assert questions == [["What of this is known here?", "What is number 1?", "What is number 2?"]]
+    assert dropped == {"malformed": 4, "duplicate": 1} and tokens > 0
+    parts = [re.search("part ([0-9]) is", prompt)[1] for prompt in prompts[0] + prompts[1]]
+    assert sorted(parts) == list("01234567")
+    assert not any("What" in prompt for prompt in prompts[0])
+    assert all("- What is number 1?" in prompt for prompt in prompts[1])
+
+
+def test_a_model_that_asks_nothing_usable_is_named_an_error(target, chat, tmp_path, monkeypatch, compiled_once):
+    monkeypatch.setattr(chat, "window", 4096)  # this tokenizer spells the instructions letter by letter
+    (tmp_path / "text.txt").write_text(" ".join(NOISE[:2]))
+    config = SelfgenConfig(per_round=1, passage_tokens=64, max_new_tokens=12, top_k=4)
+    with pytest.raises(UserError, match="no question about 1 documents was answered"):
+        selfgen([str(tmp_path / "text.txt")], tmp_path / "out", target, config)
 
 
 def test_pairs_are_parsed_and_malformed_ones_counted():
     reply = """Here are the questions:
 
 1. **Question:** Where was Marie Curie born?
-**Answer:** In Warsaw.
+The answer is: In Warsaw.
 
 Question 2: When did she
 move to Paris?

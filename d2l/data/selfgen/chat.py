@@ -56,10 +56,22 @@ class Chat:
         return [*self.tokenizer.encode(question), *self._suffix]
 
     def reply(
-        self, prefixes: Prefixes, asked: Sequence[tuple[int, str]], max_new_tokens: int, temperature: float, seed: int
+        self,
+        prefixes: Prefixes,
+        asked: Sequence[tuple[int, str]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        *,
+        start: str = "",
     ) -> list[list[int]]:
-        """Token ids of the reply to each (document, question), without the end token."""
-        branches = [Branch(document, self.ids(question)) for document, question in asked]
+        """Token ids of the reply to each (document, question), without the end token.
+
+        Args:
+          start: how every reply begins; not among the ids.
+        """
+        begun = self.tokenizer.encode(start)
+        branches = [Branch(document, [*self.ids(question), *begun]) for document, question in asked]
         out: list[list[int]] = [[] for _ in branches]
         for batch in self._batches(prefixes, [len(b.ids) + max_new_tokens for b in branches]):
             replies = self.generator.generate_after(

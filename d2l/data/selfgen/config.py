@@ -28,7 +28,7 @@ class SelfgenConfig:
     questions: str = "generate"
     per_round: int = 5
     passage_tokens: int = 512
-    question_temperature: float = 0.7
+    question_temperature: float = 0.0
     temperature: float = 0.0
     max_new_tokens: int = 96
     top_k: int = 16

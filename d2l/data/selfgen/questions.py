@@ -1,30 +1,32 @@
 """Questions about documents: asked of a model in two rounds, parsed out of its replies, malformed ones dropped."""
 
 import collections
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
 from d2l.target.prefix import Prefixes
 
-ASK = (
-    "Write {count} questions about the text above, each with the short answer that the text gives. Name what each "
-    "question is about, so that it can be understood without the text. Use this form:\nQuestion: ...\nAnswer: ..."
-)
-AGAIN = "\nAsk about other things than these questions do:\n{known}"
-PAIR_TOKENS = 64  # of a question and its answer, on average
-MIN_WORDS, MAX_WORDS = 3, 60
+ASK = 'Write a question that the text above answers, and its answer, about this part of the text: "{part}"'
+AGAIN = "\nThe question asks for something else than these do:\n{known}"
+START = "Question:"  # of every reply: small models keep to a form that they find begun
+PAIR_TOKENS = 80  # of a question and its answer
+MIN_WORDS, MAX_WORDS = 4, 60
 
 _QUESTION = re.compile(r"^[\s*#>-]*(?:\d+[.):]\s*)?\**Q(?:uestion)?\s*\d*\s*\**\s*[:.]\s*\**\s*", re.I | re.M)
-_ANSWER = re.compile(r"^[\s*#>-]*\**A(?:nswer)?\s*\d*\s*\**\s*[:.]\s*\**\s*", re.I | re.M)
+_ANSWER = re.compile(r"^[\s*#>-]*(?:The )?A(?:nswer)?(?: is)?\s*\d*\s*\**\s*[:.]\s*\**\s*", re.I | re.M)
+_PART = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
 
 def parse_pairs(reply: str) -> tuple[list[tuple[str, str]], int]:
     """Pairs of question and answer out of a reply, and how many were malformed.
 
     A pair is `Question: ...`, then `Answer: ...` on a line of its own; numbers and Markdown before the words do not
-    matter. It is malformed without an answer, or if the question is not 3 to 60 words that end in a question mark.
+    matter. It is malformed without an answer, or if the question is not 4 to 60 words that end in a question mark.
     """
     pairs, malformed = [], 0
     for block in _QUESTION.split(reply)[1:]:
@@ -39,44 +41,64 @@ def parse_pairs(reply: str) -> tuple[list[tuple[str, str]], int]:
 
 
 def ask_questions(
-    chat: Chat, read: Prefixes, count: int, config: SelfgenConfig, seed: int, dropped: collections.Counter[str]
+    chat: Chat,
+    read: Prefixes,
+    documents: Sequence[str],
+    config: SelfgenConfig,
+    rng: np.random.Generator,
+    dropped: collections.Counter[str],
 ) -> tuple[list[list[str]], int]:
-    """Questions about each of `count` documents that were read, in the order they were asked, no two alike.
+    """Questions about each of `documents`, which were read as `read`, in the order they were asked, no two alike.
+
+    A question is about a part of its document that is drawn; the second round takes parts that the first left out, as
+    far as there are any, and is told what has been asked.
 
     Args:
-      dropped: counts pairs left out, under `malformed`, `duplicate` and `surplus` (more than was asked for).
+      dropped: counts pairs left out, under `malformed` and `duplicate`.
 
     Returns:
       At most `2 * config.per_round` questions for each document, and how many tokens were generated for them.
     """
-    found: list[dict[str, str]] = [{} for _ in range(count)]
+    found: list[dict[str, str]] = [{} for _ in documents]
+    drawn = [_draw_parts(text, 2 * config.per_round, rng) for text in documents]
     tokens = 0
     for number in range(2):
-        asked = [(i, _prompt(config.per_round, known.values())) for i, known in enumerate(found)]
-        replies = chat.reply(read, asked, config.per_round * PAIR_TOKENS, config.question_temperature, seed + number)
+        asked = [
+            (i, _prompt(part, known.values()))
+            for i, known in enumerate(found)
+            for part in drawn[i][number * config.per_round : (number + 1) * config.per_round]
+        ]
+        seed = int(rng.integers(1 << 30))
+        replies = chat.reply(read, asked, PAIR_TOKENS, config.question_temperature, seed, start=START)
         tokens += sum(map(len, replies))
-        for known, reply in zip(found, replies, strict=True):
-            pairs, malformed = parse_pairs(chat.tokenizer.decode(reply))
-            dropped["malformed"] += malformed
-            added = 0
-            for question, _ in pairs:
-                key = " ".join(re.findall(r"\w+", question.lower()))
-                if key in known:
-                    dropped["duplicate"] += 1
-                elif added == config.per_round:
-                    dropped["surplus"] += 1
-                else:
-                    known[key] = question
-                    added += 1
+        for (i, _), reply in zip(asked, replies, strict=True):
+            pairs, malformed = parse_pairs(START + chat.tokenizer.decode(reply))
+            if not pairs:
+                dropped["malformed"] += malformed
+                continue
+            question = pairs[0][0]  # one was asked for
+            key = " ".join(re.findall(r"\w+", question.lower()))
+            if key in found[i]:
+                dropped["duplicate"] += 1
+            else:
+                found[i][key] = question
     return [list(known.values()) for known in found], tokens
 
 
-def longest_prompt(config: SelfgenConfig) -> tuple[str, int]:
-    """A prompt as long as those of round two get, and the tokens that are generated after it."""
-    known = ["word " * MAX_WORDS] * config.per_round
-    return _prompt(config.per_round, known), config.per_round * PAIR_TOKENS
+def longest_prompt(config: SelfgenConfig) -> str:
+    """A prompt as long as those of round two get."""
+    words = "word " * MAX_WORDS
+    return _prompt(words, [words] * config.per_round)
 
 
-def _prompt(count: int, known: Sequence[str]) -> str:
+def _prompt(part: str, known: Iterable[str]) -> str:
     lines = "\n".join(f"- {question}" for question in known)
-    return ASK.format(count=count) + (AGAIN.format(known=lines) if lines else "")
+    return ASK.format(part=part) + (AGAIN.format(known=lines) if lines else "")
+
+
+def _draw_parts(text: str, count: int, rng: np.random.Generator) -> list[str]:
+    """Sentences of a text, or paragraphs without any, in a drawn order, none again before all were drawn."""
+    lines = (" ".join(part.split()[:MAX_WORDS]) for part in _PART.split(text))
+    parts = [line for line in lines if len(line.split()) >= MIN_WORDS] or [" ".join(text.split()[:MAX_WORDS])]
+    order = itertools.chain.from_iterable(rng.permutation(len(parts)) for _ in itertools.count())
+    return [parts[i] for i in itertools.islice(order, count)]

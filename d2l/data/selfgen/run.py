@@ -28,7 +28,7 @@ FORMAT = "d2l-selfgen-1"
 MANIFEST, THROUGHPUT = "manifest.json", "throughput.json"
 RECORDS_PER_FILE = 8192
 # Pairs of question and answer, answers, and documents of which nothing is left.
-DROPPED = ("malformed", "duplicate", "surplus", "unfinished answer", "empty answer", "documents without answers")
+DROPPED = ("malformed", "duplicate", "unfinished answer", "empty answer", "documents without answers")
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,6 @@ def make_part(
     done: list[Record | None] = [None] * len(records)
     for place, group in enumerate(answerer.groups([record.context for record in records])):
         rng = np.random.default_rng((config.seed, number, place))
-        seed = int(rng.integers(1 << 30))
         contexts = [records[i].context for i in group]
 
         # ---- questions
@@ -141,7 +140,7 @@ def make_part(
         queries: list[Sequence[Query]] = [records[i].queries for i in group]
         if config.questions == "generate":
             read = asker.read(contexts)
-            questions, tokens = ask_questions(asker, read, len(group), config, seed, counts)
+            questions, tokens = ask_questions(asker, read, contexts, config, rng, counts)
             queries = [[Query(question, ()) for question in asked] for asked in questions]
             rates["question_tokens"] += tokens
         rates["question_seconds"] += time.perf_counter() - began
@@ -152,7 +151,7 @@ def make_part(
             read = answerer.read(contexts)
         mixed = [mix_instructions(asked, config.closed_qa, rng) for asked in queries]
         asked = [(document, query) for document, several in enumerate(mixed) for query in several]
-        answered = answer(answerer, read, asked, config, seed + 2, counts)
+        answered = answer(answerer, read, asked, config, int(rng.integers(1 << 30)), counts)
         kept: list[list[Query]] = [[] for _ in group]
         for (document, _), query in zip(asked, answered, strict=True):
             if query is not None:
