@@ -54,13 +54,13 @@ def sharded_scan():
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, spec))
 
     args = array((LAYERS, WIDTH, WIDTH), P(None, "data", "model")), array((BATCH, WIDTH), P("data", None))
-    with jax.set_mesh(mesh):
-        yield jax.jit(jax.grad(loss)), args
+    return jax.jit(jax.grad(loss)), args, mesh
 
 
 def test_collectives_count_as_often_as_their_loop_runs(sharded_scan):
-    function, args = sharded_scan
-    found = collectives(function.lower(*args).compile().as_text())
+    function, args, mesh = sharded_scan
+    with jax.set_mesh(mesh):
+        found = collectives(function.lower(*args).compile().as_text())
     weights, activations = WIDTH * WIDTH // 4 * 4, BATCH // 2 * WIDTH * 4  # bytes on one device
     assert found["all-gather"]["bytes"] in (
         LAYERS * weights,
@@ -105,9 +105,10 @@ def test_parts_of_an_asynchronous_collective_count_once():
 
 
 def test_flops_of_a_scan_are_those_of_all_its_turns(sharded_scan):
-    function, args = sharded_scan
+    function, args, mesh = sharded_scan
     product = 2 * BATCH * WIDTH * WIDTH
-    assert count_flops(function, *args) == 3 * 2 * LAYERS * product
+    with jax.set_mesh(mesh):
+        assert count_flops(function, *args) == 3 * 2 * LAYERS * product
 
 
 @pytest.mark.parametrize(
