@@ -64,7 +64,8 @@ def _folder_rows(folder: pathlib.Path, split: str, part: str | None) -> Iterator
             raise UserError(f"{folder} holds no file of {part}: give the folder or file that does.")
     else:
         splits = [_split_of(name) for _, name in files]
-        chosen = [path for (path, _), named in zip(files, splits, strict=True) if named in (split, None)]
+        wanted = split if any(splits) else None
+        chosen = [path for (path, _), named in zip(files, splits, strict=True) if named == wanted]
         if not chosen:
             known = ", ".join(sorted(set(filter(None, splits))))
             raise UserError(f"{folder} has no {split} split: it has {known}.")
