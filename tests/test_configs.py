@@ -107,7 +107,9 @@ def test_meshes_divide_models_and_packs(name, chips):
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
         held = sum(math.prod(sharding.shard_shape(array.shape)) for array, sharding in pairs)
         whole = sum(array.size for array in jax.tree.leaves(tree))
-        assert held < 1.1 * whole / min(chips, 64)
+        assert (
+            held < whole / (mesh.shape["fsdp"] * mesh.shape["model"]) + 0.02 * whole
+        )  # all but small vectors is split
     assert split_packs(fields["packs"], mesh)[0] >= 1
 
 
