@@ -83,9 +83,31 @@ def test_shellcheck_finds_nothing():
     shellcheck = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run([shellcheck, *LAUNCH.glob("*.sh")], capture_output=True, text=True)
+    done = subprocess.run([shellcheck, "-x", *LAUNCH.glob("*.sh")], capture_output=True, text=True, cwd=LAUNCH.parent)
     assert not done.stdout
 
 
 def test_launchers_are_short():
     assert not {path.name for path in LAUNCH.glob("*.sh") if len(path.read_text().splitlines()) >= 80}
+
+
+def test_local_pipeline_never_learns_from_what_it_is_evaluated_on(tmp_path):
+    for number in range(6):
+        (tmp_path / f"a file {number}.txt").write_text("text")
+    generate = [c for c in dry_run("local_pipeline.sh", str(tmp_path), "a run") if c[:2] == ["d2l", "selfgen"]]
+    files = [sorted(pathlib.Path(word).name for word in command if word.endswith(".txt")) for command in generate]
+    assert files == [[f"a file {i}.txt" for i in (0, 1, 2, 3, 5)], ["a file 4.txt"], []]
+
+
+def test_local_pipeline_hands_each_step_what_the_one_before_wrote():
+    commands = dry_run("local_pipeline.sh")
+    made = {
+        command[command.index(word) + 1] for command in commands for word in ("--out", "--workdir") if word in command
+    }
+    read = {
+        value for c in commands for name, value in flags(c).items() if name.endswith((".path", ".init", ".hypernet"))
+    }
+    assert {path.removesuffix("/hypernet") for path in read} < made
+    for command in commands:
+        if "--config" in command:
+            assert (LAUNCH.parent / command[command.index("--config") + 1]).exists()
