@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from d2l.errors import UserError
 from d2l.experiments.hlo import collectives
-from d2l.experiments.programs import internalize_program, largest_stage, train_program
+from d2l.experiments.programs import internalize_program, largest_stage, model_flops, train_program
 from d2l.mesh import make_mesh
 from d2l.train.chips import CHIPS
 from d2l.train.flops import count_flops
@@ -34,8 +34,9 @@ def aot_report(fields: dict[str, Any], topology: str, *, stage: str | None = Non
       stage: whose train step; default the one of the most FLOPs.
 
     Returns:
-      `topology`, `chips`, `hbm_bytes` of one chip, `mesh`, `stage`, `context_tokens` that a step has room for, the
-      fields of `compile_program` for the train step, and those for `internalize` under that name.
+      `topology`, `chips`, `hbm_bytes` of one chip, `mesh`, `stage`, `context_tokens` that a step has room for,
+      `model_flops` of a step, the fields of `compile_program` for the train step, and those for `internalize` under
+      that name.
 
     Raises:
       UserError: an unknown topology or stage, no compiler, a mesh that does not divide, a program that does not fit.
@@ -52,6 +53,7 @@ def aot_report(fields: dict[str, Any], topology: str, *, stage: str | None = Non
         "mesh": dict(mesh.shape),
         "stage": stage,
         "context_tokens": context_tokens,
+        "model_flops": model_flops(fields, stage),
         **compile_program(step, step_args, mesh),
         "internalize": compile_program(reader, reader_args, mesh),
     }
@@ -126,7 +128,7 @@ def aot_table(report: dict[str, Any]) -> str:
     """What `aot_report` returns, as text."""
     lines = [
         f"{report['chips']} chips {report['topology']}, mesh {report['mesh']}, stage {report['stage']}, "
-        f"{report['context_tokens']:,} context tokens a step",
+        f"{report['context_tokens']:,} context tokens and {report['model_flops'] / 1e12:,.0f} model TFLOP a step",
         f"{'':<26}{'train step':>14}{'internalize':>14}",
     ]
     programs = (report, report["internalize"])

@@ -67,6 +67,12 @@ def largest_stage(fields: dict[str, Any]) -> str:
     return max(sorted(fields["stages"]), key=flops)
 
 
+def model_flops(fields: dict[str, Any], stage: str) -> int:
+    """FLOPs of a stage's train step without what remat computes again."""
+    function, args = _train(fields | {"remat": "none"}, stage, None)
+    return count_flops(function, *args)
+
+
 def train_program(fields: dict[str, Any], stage: str, mesh: Mesh) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
     """The jitted train step of a stage, its abstract arguments on a mesh, and the context tokens it has room for."""
     function, (state, frozen, batch) = _train(fields, stage, mesh)
