@@ -163,4 +163,4 @@ def test_a_small_config_compiles_for_four_chips():
     assert 0 < report["arguments"] < report["bytes_per_chip"] < report["hbm_bytes"] == 16 * 2**30
     assert report["collectives"]["all-gather"]["bytes"] > 2 * 134e6  # the whole target, in bfloat16
     assert report["internalize"]["flops"] > 0
-    assert 0 < report["model_flops"] <= report["flops"]
+    assert report["model_flops"] == pytest.approx(report["flops"], rel=0.05)  # nothing is computed again
