@@ -31,6 +31,7 @@ PAGES=${PAGES:-48}          # pages about people who do not exist, to learn from
 HELD_OUT=${HELD_OUT:-10}    # passages to be evaluated on
 STEPS=${STEPS:-40}          # with one chunk a document
 CHUNK_STEPS=${CHUNK_STEPS:-12}  # with several
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$RUNS/compiled}
 
 # ---------------------------------------------------------------- documents
 if [[ -z "$DOCUMENTS" ]]; then

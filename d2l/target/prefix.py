@@ -16,6 +16,8 @@ from d2l.target.config import TargetConfig
 from d2l.target.decoder import Decoder, Params
 from d2l.target.generate import PREFILL_PIECE, Generator, Sampling, bucket
 
+# Sizes are multiples of these, or coarser: few shapes to compile for, as many prompts are alike.
+PREFIX_STEP, BRANCH_STEP, SLOT_STEP = 64, 32, 128
 LOGIT_ROWS = 64  # response tokens whose logits exist at a time
 
 
@@ -80,7 +82,7 @@ class PrefixGenerator(Generator):
     def read(self, prefixes: Sequence[Sequence[int]]) -> Prefixes:
         """Read token ids, rows of any length above 0, into a cache."""
         count = len(prefixes)
-        rows, width = bucket(count), bucket(max(map(len, prefixes)), 32)
+        rows, width = bucket(count), bucket(max(map(len, prefixes)), PREFIX_STEP)
         tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
         for row, ids in enumerate(prefixes):
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
@@ -139,11 +141,11 @@ class PrefixGenerator(Generator):
         tokens. Rows are added for the bucket; they repeat the last one."""
         count = len(branches)
         rows = [min(row, count - 1) for row in range(bucket(count))]
-        width = bucket(max(len(branch.ids) for branch in branches), 16)
+        width = bucket(max(len(branch.ids) for branch in branches), BRANCH_STEP)
         tokens = np.zeros((len(rows), width), np.int32)
         prefix_B = np.array([branches[row].prefix for row in rows], np.int32)
         for place, row in enumerate(rows):
             tokens[place, : len(branches[row].ids)] = branches[row].ids
         positions = prefixes.lengths[prefix_B][:, None] + np.arange(width, dtype=np.int32)
-        cache = self._branch(prefixes.cache, prefix_B, slots=bucket(int(positions.max()) + 1 + more, 32))
+        cache = self._branch(prefixes.cache, prefix_B, slots=bucket(int(positions.max()) + 1 + more, SLOT_STEP))
         return rows, tokens, positions, cache

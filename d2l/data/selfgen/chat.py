@@ -42,7 +42,7 @@ class Chat:
         order = sorted(range(len(documents)), key=lambda i: -lengths[i])
         groups = []
         while order:
-            most = max(1, self._batch_tokens // lengths[order[0]])
+            most = self._most(lengths[order[0]])
             groups.append(order[:most])
             order = order[most:]
         return groups
@@ -102,9 +102,13 @@ class Chat:
         """Indices of prompts that go together: those of about the same size, as many as the KV cache may hold."""
         if not sizes:
             return []
-        most = max(1, self._batch_tokens // (int(prefixes.lengths.max()) + max(sizes)))
+        most = self._most(int(prefixes.lengths.max()) + max(sizes))
         order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
         return [order[start : start + most] for start in range(0, len(order), most)]
+
+    def _most(self, tokens: int) -> int:
+        """How many rows of so many tokens go together: a power of two, for few shapes to compile for."""
+        return 1 << max(1, self._batch_tokens // tokens).bit_length() - 1
 
 
 def _fold(seed: int, number: int) -> int:

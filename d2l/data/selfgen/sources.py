@@ -21,6 +21,7 @@ from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
 QUESTION_TOKENS = 128  # room for a generated question
+LONGEST_LINE = max(CLOSED_QA, key=len)
 OUTSIDE = "documents"  # source of what comes from files
 
 
@@ -52,7 +53,8 @@ def read_work(places: Sequence[str], asker: Chat, answerer: Chat, config: Selfge
     """
     records: list[Record] = []
     seen: dict[tuple[str, str, str], str] = {}
-    given = truncated = without = 0
+    truncated: set[tuple[str, str, str]] = set()
+    given = without = 0
     if config.questions == "generate":
         _check_room(asker, answerer, config)
     for place, record in _read(places):
@@ -72,9 +74,10 @@ def read_work(places: Sequence[str], asker: Chat, answerer: Chat, config: Selfge
         elif not record.queries:
             without += 1
         else:
-            longest = max((f"{q.question}\n{line}" for q in record.queries for line in CLOSED_QA), key=len)
-            text = truncate_middle(record.context, answerer.tokenizer, answerer.room(longest, config.max_new_tokens))
-            truncated += text != record.context
+            room = min(answerer.room(f"{q.question}\n{LONGEST_LINE}", config.max_new_tokens) for q in record.queries)
+            text = truncate_middle(record.context, answerer.tokenizer, room)
+            if text != record.context:
+                truncated.add(key)
             records.append(dataclasses.replace(record, context=text))
     if not records:
         raise UserError(
@@ -88,7 +91,8 @@ def read_work(places: Sequence[str], asker: Chat, answerer: Chat, config: Selfge
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record.to_json()).encode())
-    return Work(records, given, truncated, without, digest.hexdigest())
+    lost = sum((record.source, record.split, record.id) in truncated for record in records)
+    return Work(records, given, lost, without, digest.hexdigest())
 
 
 def truncate_middle(text: str, tokenizer: Tokenizer, most: int) -> str:
@@ -107,7 +111,7 @@ def truncate_middle(text: str, tokenizer: Tokenizer, most: int) -> str:
 
 def _check_room(asker: Chat, answerer: Chat, config: SelfgenConfig) -> None:
     asking = asker.room(longest_prompt(config) + START, PAIR_TOKENS)
-    answering = answerer.room("\n" + max(CLOSED_QA, key=len), config.max_new_tokens) - QUESTION_TOKENS
+    answering = answerer.room(f"\n{LONGEST_LINE}", config.max_new_tokens) - QUESTION_TOKENS
     if config.passage_tokens > min(asking, answering):
         raise UserError(
             f"passage_tokens is {config.passage_tokens}, the windows leave {max(0, min(asking, answering))} beside "
@@ -116,15 +120,16 @@ def _check_room(asker: Chat, answerer: Chat, config: SelfgenConfig) -> None:
 
 
 def _read(places: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    """Where each record stands, and the record."""
-    for place in places:
-        if (pathlib.Path(place) / INDEX).is_file():
-            shards = Shards(place)
-            for number in range(len(shards)):
-                yield str(place), shards[number]
-        elif str(place).endswith(".jsonl"):
-            for record in read_records(place):
-                yield str(place), record
+    """Where each record stands, and the record: those of documents first."""
+    stored = [place for place in places if str(place).endswith(".jsonl") or (pathlib.Path(place) / INDEX).is_file()]
+    if files := [place for place in places if place not in stored]:
+        for document in read_documents(files):
+            yield document.name, Record(document.name, document.text, (), OUTSIDE, "train")
+    for place in stored:
+        if str(place).endswith(".jsonl"):
+            records = read_records(place)
         else:
-            for document in read_documents([place]):
-                yield str(place), Record(document.name, document.text, (), OUTSIDE, "train")
+            shards = Shards(place)
+            records = (shards[number] for number in range(len(shards)))
+        for record in records:
+            yield str(place), record
