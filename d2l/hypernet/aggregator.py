@@ -1,7 +1,8 @@
 """From context features to one embedding per adapter row: the Perceiver of the paper, or `direct` attention.
 
 Letters: N rows of context tokens (times layers for per-layer features), P chunks packed in a row, T context tokens,
-F feature width, Z latent width, Q queries of a chunk (latents or output queries), H heads, h head width.
+F feature width, Z latent width, Q queries of a chunk (latents or output queries), H heads, K key heads, G = H / K,
+h head width.
 
 Parameter names are those of the release's state dict; weights are [out, in], none has a bias.
 """
@@ -12,6 +13,7 @@ from flax import nnx
 
 from d2l import mesh
 from d2l.hypernet.config import HypernetConfig
+from d2l.target.product import float32_product
 
 RMS_EPS = 1e-6
 MLP_FACTOR = 4
@@ -33,6 +35,24 @@ def uniform_linear(rngs: nnx.Rngs, d_in: int, d_out: int) -> nnx.Param:
 def linear(x: jax.Array, weight: nnx.Param) -> jax.Array:
     """y = W x over the last axis."""
     return mesh.product("nti,oi->nto", x, weight[...], out=0)
+
+
+def attend(q_NQHh: jax.Array, k_NTKh: jax.Array, v_NTKh: jax.Array, mask_NQT: jax.Array | None) -> jax.Array:
+    """Grouped-query attention `[N, Q, H, h]` with the softmax in float32; a query that sees nothing takes the mean.
+
+    As `jax.nn.dot_product_attention`, whose backward pass widens bfloat16 operands.
+    """
+    N, Q, H, h = q_NQHh.shape
+    K = k_NTKh.shape[2]
+
+    def dot(q, k, dtype):
+        return jnp.einsum("nqkgh,ntkh->nkgqt", q, k, preferred_element_type=dtype)
+
+    logits_NKGQT = float32_product(dot, q_NQHh.reshape(N, Q, K, H // K, h), k_NTKh) * h**-0.5
+    if mask_NQT is not None:
+        logits_NKGQT = jnp.where(mask_NQT[:, None, None], logits_NKGQT, jnp.finfo(jnp.float32).min)
+    probs_NKGQT = jax.nn.softmax(logits_NKGQT, axis=-1).astype(v_NTKh.dtype)
+    return jnp.einsum("nkgqt,ntkh->nqkgh", probs_NKGQT, v_NTKh).reshape(N, Q, H, h)
 
 
 class GatedMLP(nnx.Module):
@@ -62,10 +82,8 @@ class LatentAttention(nnx.Module):
         def heads(x, weight):
             return linear(x, weight).reshape(*x.shape[:2], -1, self.head_dim)
 
-        mask = None if mask_NQT is None else mask_NQT[:, None]
         q, k, v = heads(x_NQZ, self.q_proj), heads(ctx_NTZ, self.k_proj), heads(ctx_NTZ, self.v_proj)
-        with jax.numpy_dtype_promotion("standard"):  # jax scales bfloat16 logits by a float32 number
-            o_NQHh = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        o_NQHh = attend(q, k, v, mask_NQT)
         return linear(o_NQHh.reshape(*x_NQZ.shape[:2], -1), self.o_proj)
 
 

@@ -184,8 +184,7 @@ def gradients(
         batch = batch | {"noise_key": mesh.reshard(keys, None, mesh.GROUP_AXES)}
 
     def of_groups(groups: Batch) -> tuple[Any, Metrics]:
-        with jax.numpy_dtype_promotion("standard"):  # the backward pass of jax's attention mixes dtypes
-            return jax.grad(loss_fn, has_aux=True)(params, frozen, groups, hyper, target, step)
+        return jax.grad(loss_fn, has_aux=True)(params, frozen, groups, hyper, target, step)
 
     if accumulate == 1:
         grads, sums = of_groups(jax.tree.map(lambda a: a[0], batch))
