@@ -9,9 +9,10 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import tqdm
 
 import d2l
@@ -22,6 +23,7 @@ from d2l.experiments.baselines.forced import Forced
 from d2l.experiments.baselines.methods import check_method, make_method
 from d2l.experiments.items import FOLDER, Items
 from d2l.experiments.metrics import METRICS, score, token_kl
+from d2l.experiments.report.write import write_report
 from d2l.experiments.suites import Case, check_suite, make_cases
 from d2l.model import DocToLora
 from d2l.train import workdir as workdirs
@@ -95,9 +97,7 @@ def evaluate(fields: dict[str, Any], folder: str | pathlib.Path) -> pathlib.Path
         run = Run(model, methods, fields["metrics"])
         for name, cases in suites.items():
             run.suite(name, cases, folder / FOLDER / name)
-    from d2l.experiments.report.write import write_report
-
-    return write_report(folder)
+        return write_report(folder)
 
 
 def _make_methods(model: DocToLora, fields: dict[str, Any]) -> tuple[dict[str, Method], dict[str, str]]:
@@ -122,6 +122,10 @@ def _split(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _method_name(fields: dict[str, Any], name: str) -> str | None:
     return _split(name, fields["methods"][name])[0] if name in fields["methods"] else None
+
+
+# The teacher's response to a query of a case, and its logits there.
+Teach = Callable[[Query], tuple[list[int], jax.Array]]
 
 
 @dataclasses.dataclass
@@ -154,7 +158,7 @@ class Run:
                     for query, row in zip(case.queries, items[key].rows[case.id], strict=True):
                         responses[case.documents, query.question] = row["tokens"]
 
-    def _answer(self, key: str, method: Method, case: Case, teach: Any) -> list[dict[str, Any]]:
+    def _answer(self, key: str, method: Method, case: Case, teach: Teach) -> list[dict[str, Any]]:
         memory, update = method.update(case.documents, [query.question for query in case.queries])
         memory = memory.scaled(case.scale) if case.scale != 1 else memory
         rows = []
@@ -167,7 +171,7 @@ class Run:
             rows.append(_row(case, number, query, answer, scores))
         return rows
 
-    def _teacher_logits(self, case: Case, responses: dict, query: Query) -> tuple[list[int], Any]:
+    def _teacher_logits(self, case: Case, responses: dict, query: Query) -> tuple[list[int], jax.Array]:
         """What the target answers with the documents in its prompt, with its end, and its logits there."""
         tokens = responses[case.documents, query.question]
         method = self.methods[TEACHER]
@@ -175,7 +179,7 @@ class Run:
         memory = method.remember(case.documents, [query.question])
         return response, self._forced.logits(memory, query.question, response)
 
-    def _kl(self, memory: Memory, query: Query, response: list[int], teacher: Any) -> float:
+    def _kl(self, memory: Memory, query: Query, response: list[int], teacher: jax.Array) -> float:
         """Mean over the teacher's response."""
         return float(token_kl(teacher, self._forced.logits(memory, query.question, response)).mean())
 

@@ -17,6 +17,7 @@ from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
 NO_LIMIT = 1 << 40
+MOST_MISSES = 1000  # records in a row without a question that fits, after which a generator is not asked for more
 
 
 def needles(tokenizer: Tokenizer, *, seed: int = 0, tokens: tuple[int, int] = (32, 256)) -> Iterator[Record]:
@@ -108,11 +109,13 @@ def take_records(
     if "{}" not in put:
         raise UserError(f"the prompt {put!r} has no place for the question: put {{}} there.")
     found: list[Record] = []
+    missed = 0
     for record in SOURCES[data](tokenizer, **options):
-        if len(found) == documents:
+        if len(found) == documents or missed == MOST_MISSES:
             break
         asked = [q for q in record.queries if q.answers and (not kinds or q.kind in kinds)][:queries]
         put_queries = tuple(Query(put.replace("{}", q.question), q.answers, q.kind) for q in asked)
+        missed = 0 if put_queries else missed + 1
         if put_queries:
             found.append(Record(record.id, record.context, put_queries, record.source, record.split))
     if len(found) < documents:

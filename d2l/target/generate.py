@@ -169,6 +169,22 @@ class Generator:
         next_B, cache = self._read(tokens, lengths, slots, adapter, options)
         yield from self._decode(next_B, cache, lengths, count, max_new_tokens, stop_ids, adapter, options)
 
+    def stream_after(
+        self, cache: Any, length: int, prompt: Sequence[int], *, max_new_tokens: int = 64, stop_ids: Sequence[int] = ()
+    ) -> Iterator[tuple[int, int]]:
+        """As `stream`, greedily, for one prompt that goes on from a cache in which `length` tokens stand.
+
+        Args:
+          cache: of one row and unstacked layers, with room for a bucket of the prompt and for what comes after it; it
+            is donated.
+        """
+        tokens = np.zeros((1, bucket(len(prompt), 32)), np.int32)
+        tokens[0, : len(prompt)] = prompt
+        positions = np.arange(length, length + tokens.shape[1], dtype=np.int32)[None]
+        last = np.array([len(prompt) - 1], np.int32)
+        next_B, cache = self._continue(self.params, cache, tokens, positions, last, None, None)
+        yield from self._decode(next_B, cache, length + last + 1, 1, max_new_tokens, stop_ids, None, None)
+
     def _decode(
         self,
         next_B: jax.Array,

@@ -151,6 +151,7 @@ def test_what_does_not_exist_is_named_with_what_does(fields, tokenizer, capsys, 
         ("needles", {"length": 1}, "no option 'length'"),
         ("records", DATA | {"place": "x"}, "no option 'place'"),
         ("interference", DATA | {"documents": 1}, "needs 2 documents"),
+        ("contradiction", DATA, "2 documents were asked for, the data needles have 0 that fit"),
         ("contradiction", {"data": "records", "documents": 1, "path": str(tmp_path / "no.jsonl")}, "cannot read"),
     ):
         with pytest.raises(UserError, match=words):

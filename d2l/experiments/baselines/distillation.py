@@ -4,9 +4,11 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
-from d2l.data.selfgen.questions import ask_questions, longest_prompt
+from d2l.data.selfgen.questions import PAIR_TOKENS, START, ask_questions, longest_prompt
 from d2l.errors import UserError
 from d2l.experiments.baselines.face import Memory, Method, Prompt
 from d2l.experiments.baselines.in_context import cut_middle, joined
@@ -55,16 +57,18 @@ def _method(model: DocToLora, max_new_tokens: int, training: dict[str, Any], que
     trainer = LoraTrainer(model, LoraTraining(**training))
     config = SelfgenConfig(per_round=max(1, -(-questions // 2)))
     chat = Chat(model.target, config.batch_tokens)
-    asking = longest_prompt(config)
+    asking = (longest_prompt(config) + START, PAIR_TOKENS)
 
     def learn(documents: Sequence[str], queries: Sequence[str], steps: int | None) -> Memory:
         prompts = [asking] if questions else [(query, max_new_tokens) for query in queries]
         if (space := min(chat.room(*prompt) for prompt in prompts)) < 1:
             raise UserError(f"the window of {model.target.name} has no room for a document beside the questions.")
         kept, cut = cut_middle(model.tokenizer.encode(joined(documents)), space)
-        read = chat.read([model.tokenizer.decode(kept)])
+        text = model.tokenizer.decode(kept)
+        read = chat.read([text])
         if questions:
-            (queries,), _ = ask_questions(chat, read, 1, config, trainer.training.seed, collections.Counter())
+            rng = np.random.default_rng(trainer.training.seed)
+            (queries,), _ = ask_questions(chat, read, [text], config, rng, collections.Counter())
             if not queries:
                 raise UserError(
                     f"{model.target.name} asked no well-formed question about the document: distil on questions of "

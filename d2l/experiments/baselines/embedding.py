@@ -18,7 +18,7 @@ EMBEDDERS = ("target", "sentence-transformers")
 
 
 def target_embedder(model: DocToLora) -> Callable[[str], np.ndarray]:
-    """Mean of the target's last hidden states over a text's tokens, unit float32 `[D]`."""
+    """Mean of the target's last hidden states over a text's tokens that its window holds, unit float32 `[D]`."""
     graphdef = abstract_decoder(model.target.config, stacked=False)[0]
     most = model.target.config.max_position_embeddings
 

@@ -14,9 +14,10 @@ import jax
 
 from d2l.adapter import Adapter
 from d2l.errors import UserError
-from d2l.experiments.baselines.kv_cache import KVCache, stream_after
+from d2l.experiments.baselines.kv_cache import KVCache
 from d2l.experiments.costs import Cost, measure
 from d2l.model import DocToLora
+from d2l.target.generate import bucket
 
 
 class NotRun(UserError):
@@ -118,7 +119,6 @@ class Method:
         """One answer from a memory that cost `update`."""
         if not query.strip():
             raise UserError("the question is empty: give a text with words in it.")
-
         before = 0 if memory.cache is None else memory.cache.length
 
         def generate() -> tuple[Prompt, list[int], float]:
@@ -159,6 +159,9 @@ def _stream(model: DocToLora, memory: Memory, ids: list[int], max_new_tokens: in
     if memory.cache is None:
         tokens = generator.stream([ids], max_new_tokens=max_new_tokens, stop_ids=stop_ids, adapter=factors)
     else:
-        tokens = stream_after(generator, memory.cache, ids, max_new_tokens, stop_ids)
+        layers = memory.cache.with_room(max(bucket(len(ids), 32), len(ids) + max_new_tokens))
+        tokens = generator.stream_after(
+            layers, memory.cache.length, ids, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+        )
     for _, token in tokens:
         yield token

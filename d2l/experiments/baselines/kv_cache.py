@@ -3,14 +3,14 @@
 Letters: K key heads, S cache slots, H head_dim, T prompt tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d2l.target.generate import Generator, bucket
+from d2l.target.generate import bucket
 
 
 class KVCache(NamedTuple):
@@ -44,15 +44,3 @@ def laid_out(ids: Sequence[int], cache: KVCache | None) -> tuple[np.ndarray, np.
     tokens = np.zeros((1, width), np.int32)
     tokens[0, : len(ids)] = ids
     return tokens, np.arange(width, dtype=np.int32)[None] + np.int32(0 if cache is None else cache.length)
-
-
-def stream_after(
-    generator: Generator, cache: KVCache, ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int]
-) -> Iterator[tuple[int, int]]:
-    """Greedy (row 0, id) after a prompt that goes on from a cache, as `Generator.stream`."""
-    tokens, positions = laid_out(ids, cache)
-    layers = cache.with_room(max(tokens.shape[1], len(ids) + max_new_tokens))
-    last = np.array([len(ids) - 1], np.int32)
-    next_B, layers = generator._continue(generator.params, layers, tokens, positions, last, None, None)
-    lengths = np.array([cache.length + len(ids)], np.int32)
-    yield from generator._decode(next_B, layers, lengths, 1, max_new_tokens, stop_ids, None, None)

@@ -3,7 +3,7 @@
 A hypernetwork reads the embedding of a text together with learned embeddings of layer and module, and writes A and B.
 All of a document has to pass through a single vector, which tells what it is about, and not what it says.
 
-Letters: L layers, M modules, E size of the text's embedding, Z latent, R rank, i and o widths of a module.
+Letters: L layers, M modules, E size of the text's embedding, Z latent.
 """
 
 from collections.abc import Sequence
@@ -81,9 +81,11 @@ def text_to_lora(
         return factors
 
     def remember(documents: Sequence[str], queries: Sequence[str]) -> Memory:
-        factors = write(params, embed(description or joined(documents)))
+        text = description or joined(documents)
+        cut = max(0, 1 + len(model.tokenizer.encode(text)) - config.max_position_embeddings)
+        factors = write(params, embed(text))
         adapter = Adapter(factors, jnp.array([rank], jnp.int32), scale, model.target.name, model.target.weights_hash)
-        return Memory(lambda query: Prompt(model.tokenizer.user_turn(query)), adapter=adapter)
+        return Memory(lambda query: Prompt(model.tokenizer.user_turn(query), cut), adapter=adapter)
 
     return Method(model, max_new_tokens, remember, adapts=True)
 
