@@ -201,7 +201,9 @@ def _load(path: epath.Path, state: Any, cursor: Any = None, *, partial: bool = F
         with context:
             loaded = ocp.load_checkpointables(path, parts)
     except Exception as error:  # whatever Orbax, TensorStore and the file system make of damaged files
-        reason = _line(error)
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = f"{_line(error):.200}"
     if processes.all_true(not reason):
         train, stored = loaded[STATE]["train"], loaded[STATE]["digest"]
         if jax.device_get(digest(train)) == jax.device_get(stored):

@@ -16,7 +16,7 @@ from tests.data.test_input import with_teacher
 
 PACKS, WINDOW = 8, 60
 SHAPES = Shapes(
-    contexts=8, chunks=16, ctx_rows=2, ctx_tokens=160, query_rows=2, query_tokens=128, responses=64,
+    contexts=8, chunks=16, ctx_rows=2, ctx_tokens=320, query_rows=2, query_tokens=128, responses=64,
     row_chunks=8, row_contexts=8, max_chunks=4,
 )  # fmt: skip
 
