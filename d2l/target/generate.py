@@ -199,20 +199,24 @@ class Generator:
         """(row, id) of the first `count` rows, one token a step from `next_B` on; `lengths` tokens are in the cache."""
         positions = lengths.copy()
         open_rows = set(range(count))
+        rows = np.zeros(len(lengths), np.int32)
         for produced in range(1, max_new_tokens + 1):
+            last = produced == max_new_tokens
+            if not last:
+                # Asked for before this token is looked at, so that nobody waits for Python; unused after the last stop.
+                following = self._continue(
+                    self.params, cache, next_B[:, None], positions[:, None], rows, adapter, options
+                )
+                positions = positions + 1  # a new array: the step still reads the old one
             ids = np.asarray(next_B)
             for row in sorted(open_rows):
                 if ids[row] in stop_ids:
                     open_rows.discard(row)
                 else:
                     yield row, int(ids[row])
-            if not open_rows or produced == max_new_tokens:
+            if last or not open_rows:
                 return
-            rows = np.zeros(len(ids), np.int32)
-            next_B, cache = self._continue(
-                self.params, cache, next_B[:, None], positions[:, None], rows, adapter, options
-            )
-            positions = positions + 1  # a new array: the step still reads the old one
+            next_B, cache = following
 
     def _read(
         self, tokens: np.ndarray, lengths: np.ndarray, slots: int, adapter: Any, options: Any
