@@ -1,7 +1,7 @@
 """Needles past the window of SmolLM2-135M-Instruct: 1-16 chunks (paper section 4.1, at a laptop's size).
 
-Goes on from the hypernetwork of `configs/niah_smollm2.py`, which has only seen single chunks. Contexts stay at 256 tokens;
-most chunks of a context hold no needle, and their adapters must add nothing to the one that does.
+Goes on from the hypernetwork of `configs/niah_smollm2.py`, which has only seen single chunks. Contexts stay at 256
+tokens; most chunks of a context hold no needle, and their adapters must add nothing to the one that does.
 
     d2l train --config configs/niah_smollm2_chunks.py --workdir runs/niah_smollm2_chunks
 
