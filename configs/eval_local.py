@@ -3,7 +3,7 @@
     d2l eval --config configs/eval_local.py --workdir runs/eval_local \\
         --config.suites.records.path=DIR --config.hypernet=DIR/hypernet
 
-Two CPU cores: about five minutes. Useful override: --config.suites.records.documents=40
+Not timed yet. Useful override: --config.suites.records.documents=40
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_niah.py --workdir runs/eval_niah
 
-Two CPU cores: about 15 minutes. Useful override: --config.suites.needles.samples=20
+Not timed yet. Useful override: --config.suites.needles.samples=20
 """
 
 import ml_collections

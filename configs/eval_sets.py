@@ -6,7 +6,7 @@ Expected of the paper's gemma-2-2b-it, ratio of F1 to in context: SQuAD .81-.83,
     d2l eval --config configs/eval_sets.py --workdir runs/eval_sets --config.hypernet=DIR
 
 Sets come from the Hugging Face hub; a folder of their Parquet or JSONL files does as well:
---config.suites.squad.place=DIR. One accelerator: hours. Useful override: --config.suites.squad.documents=50
+--config.suites.squad.place=DIR. Not run yet. Useful override: --config.suites.squad.documents=50
 """
 
 import ml_collections
