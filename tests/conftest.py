@@ -20,6 +20,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Many tests compile what another one has compiled.
 _CACHE = tempfile.mkdtemp(prefix="d2l-tests-")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from d2l.adapter import Adapter, merge
 from d2l.target import attention
-from d2l.target.decoder import abstract_decoder, init_cache, unstack, unstack_params
+from d2l.target.decoder import abstract_decoder, init_cache, stack_params, unstack, unstack_params
 from d2l.train.pretrain import init_target
 from tests.conftest import families, lively, random_adapter
 
@@ -38,6 +38,7 @@ def test_stacked_equals_layer_by_layer(model, tokens):
     logits = decoder(config, params)(tokens, adapter=adapter)
     one_by_one = decoder(config, unstack_params(params, 4), stacked=False)
     close(logits, one_by_one(tokens, adapter=unstack(adapter, 4)))
+    jax.tree.map(np.testing.assert_array_equal, stack_params(unstack_params(params, 4), config), params)
     assert float(jnp.std(logits)) > 0.1
 
 

@@ -19,7 +19,7 @@ from d2l.adapter import Adapter, Factors
 from d2l.errors import UserError
 from d2l.model import DocToLora
 from d2l.target.config import TargetConfig
-from d2l.target.decoder import abstract_decoder
+from d2l.target.decoder import abstract_decoder, stack_params
 from d2l.target.generate import bucket
 from d2l.train import losses
 
@@ -126,12 +126,6 @@ def make_lora_step(config: TargetConfig, scale: float, optimizer: optax.Gradient
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def stacked(params: Any, layers: int) -> Any:
-    """Parameters of an unstacked decoder as those of a stacked one."""
-    parts = [params["layers"][i] for i in range(layers)]
-    return params | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)}
-
-
 class LoraTrainer:
     """Trains LoRAs of one target; steps of equal shapes are compiled once."""
 
@@ -151,7 +145,7 @@ class LoraTrainer:
         per_epoch = -(-Q // b)
         total = t.epochs * per_epoch
         step, optimizer = self._step(total)
-        frozen = stacked(self.model.generator.params, config.num_hidden_layers)
+        frozen = stack_params(self.model.generator.params, config)
         lora = init_lora(config, t)
         opt_state = optimizer.init(lora)
         rng = np.random.default_rng(t.seed)
