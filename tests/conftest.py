@@ -4,6 +4,9 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Most programs run once, so compiling fast is worth more than fast code, here and in the processes that tests start;
+# those that train use the fixture `optimized`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
@@ -20,7 +23,6 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)
 
 # Many tests compile what another one has compiled.
 _CACHE = tempfile.mkdtemp(prefix="d2l-tests-")
@@ -34,6 +36,14 @@ from d2l.hypernet.config import HypernetConfig  # noqa: E402
 from d2l.target.config import TargetConfig  # noqa: E402
 from d2l.target.tokenizer import Tokenizer  # noqa: E402
 from d2l.target.weights import save_target  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """A module whose programs run long enough to be worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from d2l.errors import UserError
 from d2l.target import generate
+from d2l.target.decoder import abstract_decoder
 from d2l.target.generate import Generator, Sampling, bucket, sample
 from d2l.target.weights import load_target
 from tests.conftest import random_adapter
@@ -29,35 +31,37 @@ def prompts_of(lengths, seed=0):
     return [rng.integers(0, 300, n).tolist() for n in lengths]
 
 
-def greedy(target, prompt, count, adapter=None):
-    """Greedy continuation by full forward passes, without cache, padding or batch."""
-    from flax import nnx
-
-    from d2l.target.decoder import abstract_decoder
-
+@pytest.fixture(scope="module")
+def likeliest(target):
+    """The likeliest token after each one of a row, by one full forward pass without cache: ids `[1, 64]` to `[1, 64]`."""
     decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(jnp.argmax(decoder(jnp.array([ids], jnp.int32), adapter=adapter)[0, -1])))
-    return ids[len(prompt) :]
+    return jax.jit(lambda tokens, adapter: jnp.argmax(decoder(tokens, adapter=adapter), axis=-1))
 
 
-def test_batch_equals_each_alone_equals_full_forward(target, generator):
+def greedy(likeliest, prompt, continuation, adapter=None):
+    """What greedy decoding says after the prompt and after each token of `continuation` but the last."""
+    ids = [*prompt, *continuation]
+    row = jnp.array([ids + [0] * (64 - len(ids))], jnp.int32)
+    return likeliest(row, adapter)[0, len(prompt) - 1 : len(ids) - 1].tolist()
+
+
+def test_batch_equals_each_alone_equals_full_forward(likeliest, generator):
     prompts = prompts_of([3, 17, 40, 9, 33])
     together = generator.generate(prompts, max_new_tokens=6)
     assert together == [generator.generate([p], max_new_tokens=6)[0] for p in prompts]
-    assert together == [greedy(target, p, 6) for p in prompts]
+    assert [len(ids) for ids in together] == [6] * 5
+    assert together == [greedy(likeliest, p, ids) for p, ids in zip(prompts, together, strict=True)]
 
 
-def test_adapters_of_rows_of_their_own_and_of_all(target, generator):
+def test_adapters_of_rows_of_their_own_and_of_all(target, likeliest, generator):
     prompts = prompts_of([5, 12, 30])
     adapter = random_adapter(target.config, 3, 2)
     plain = generator.generate(prompts, max_new_tokens=5)
     adapted = generator.generate(prompts, max_new_tokens=5, adapter=adapter)
     rows = [jax.tree.map(lambda a, i=i: a[:, i : i + 1], adapter) for i in range(3)]
-    assert adapted == [greedy(target, p, 5, row) for p, row in zip(prompts, rows, strict=True)]
+    assert adapted == [greedy(likeliest, *each) for each in zip(prompts, adapted, rows, strict=True)]
     shared = generator.generate(prompts, max_new_tokens=5, adapter=rows[0])
-    assert shared == [greedy(target, p, 5, rows[0]) for p in prompts]
+    assert shared == [greedy(likeliest, p, ids, rows[0]) for p, ids in zip(prompts, shared, strict=True)]
     assert plain != adapted != shared
 
 

@@ -45,14 +45,6 @@ MESHES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compiler():
-    """Each program runs once: compiling fast is worth more than fast code."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def setup(target_config):
     """Target config, hypernetwork config, and parameters of both."""

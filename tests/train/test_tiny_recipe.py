@@ -12,6 +12,7 @@ from d2l.experiments.niah import evaluate
 from d2l.train.loop import train
 from d2l.train.pretrain import train_target
 
+pytestmark = pytest.mark.usefixtures("optimized")
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # Nothing without the document can do better: four digits that nobody told, then a known end of turn.
 NO_DOCUMENT = 4 / 5 * math.log(10)
@@ -47,7 +48,7 @@ def hypernet_config(target: pathlib.Path, steps: int, **changes):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(optimized, tmp_path_factory):
     """A workdir with a target, and the means of its last updates."""
     workdir = tmp_path_factory.mktemp("target")
     return workdir, train_target(target_config(90), workdir)
