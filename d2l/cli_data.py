@@ -7,6 +7,7 @@ training reads.
 import argparse
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--split", choices=SPLITS, default="train", help="splits share no names, towns and phrasings")
     sub.add_argument("--samples", type=int, default=1000)
     sub.add_argument("--lengths", default="64-512", help="tokens, as 64-512")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = kind("ruler", ruler, "the needle tasks of RULER: keys, values and haystacks of several kinds")
+    sub.add_argument("--tasks", default="single_1,single_2,single_3,multikey_1")
+    sub.add_argument("--split", choices=SPLITS, default="train", help="splits share no nouns of keys and no texts")
+    sub.add_argument("--samples", type=int, default=1000, help="of each task")
+    sub.add_argument("--lengths", default="32-256", help="tokens, as 32-256")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("qa", qa, "a published question-answering set", tokens=False)
@@ -111,6 +119,15 @@ def biographies(args: argparse.Namespace) -> None:
     _write(args, make(args.split, args.seed, args.samples, target_tokenizer(args.target), low, high))
 
 
+def ruler(args: argparse.Namespace) -> None:
+    from d2l.data.ruler import ruler_at
+
+    ((low, high),) = read_lengths(args.lengths, one=True)
+    tokenizer = target_tokenizer(args.target)
+    items = itertools.product(range(args.samples), args.tasks.split(","))
+    _write(args, (ruler_at(task, args.split, args.seed, index, tokenizer, low, high) for index, task in items))
+
+
 def qa(args: argparse.Namespace) -> None:
     from d2l.data.qa.load import load_qa
 
@@ -129,8 +146,9 @@ def repoqa(args: argparse.Namespace) -> None:
 
 
 def babilong(args: argparse.Namespace) -> None:
+    from d2l.data.background import sentences_of
     from d2l.data.documents import read_documents
-    from d2l.data.qa.babilong import babilong_at, sentences_of
+    from d2l.data.qa.babilong import babilong_at
 
     ((low, high),) = read_lengths(args.lengths, one=True)
     background = [sentence for document in read_documents(args.places) for sentence in sentences_of(document.text)]

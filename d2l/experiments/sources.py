@@ -12,6 +12,7 @@ from d2l.data.niah import needle_at
 from d2l.data.qa.load import load_qa
 from d2l.data.qa.sets import SETS
 from d2l.data.record import Query, Record
+from d2l.data.ruler import ruler_at
 from d2l.data.shards import Shards
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
@@ -34,6 +35,19 @@ def biographies(
     """Pages about people who do not exist."""
     for index in itertools.count():
         yield biography_at(split, seed, index, tokenizer, *tokens)
+
+
+def ruler(
+    tokenizer: Tokenizer,
+    *,
+    task: str = "single_1",
+    split: str = "test",
+    seed: int = 0,
+    tokens: tuple[int, int] = (32, 256),
+) -> Iterator[Record]:
+    """One of RULER's needle tasks."""
+    for index in itertools.count():
+        yield ruler_at(task, split, seed, index, tokenizer, *tokens)
 
 
 def published(name: str) -> Callable[..., Iterator[Record]]:
@@ -62,6 +76,7 @@ def stored(tokenizer: Tokenizer, *, path: str = "", tokens: tuple[int, int] = (1
 SOURCES: dict[str, Callable[..., Iterator[Record]]] = {
     "needles": needles,
     "biographies": biographies,
+    "ruler": ruler,
     "records": stored,
     **{name: published(name) for name in SETS},
 }

@@ -27,7 +27,7 @@ from d2l.target.splash import splash_attention, usable
 Params = dict[str, Any]
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
-# Layers that stand one by one hold these as one weight: fewer and larger products, a tenth of the time of a decode step.
+# Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step.
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from d2l.data.qa.babilong import DROP, MOVE, TAKE, TASKS, babilong_at, sentences_of
+from d2l.data.background import sentences_of
+from d2l.data.qa.babilong import DROP, MOVE, TAKE, TASKS, babilong_at
 from d2l.data.qa.repoqa import load_repoqa, make_repoqa
 from d2l.errors import UserError
 

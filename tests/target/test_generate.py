@@ -33,7 +33,7 @@ def prompts_of(lengths, seed=0):
 
 @pytest.fixture(scope="module")
 def likeliest(target):
-    """The likeliest token after each one of a row, by one full forward pass without cache: ids `[1, 64]` to `[1, 64]`."""
+    """The likeliest token after each one of a row, by one forward pass without cache: ids `[1, 64]` to `[1, 64]`."""
     decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
     return jax.jit(lambda tokens, adapter: jnp.argmax(decoder(tokens, adapter=adapter), axis=-1))
 

@@ -4,11 +4,11 @@ Tasks of bAbI (Weston et al., 2015), simulated anew: `qa1` where somebody is, `q
 carried, `qa3` where it was before. Answers follow from one, two or three of the events.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from d2l.data.background import surround
 from d2l.data.record import Query, Record
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
@@ -20,13 +20,6 @@ THINGS = ("apple", "football", "milk")
 MOVE = ("{} moved to the {}.", "{} went to the {}.", "{} travelled to the {}.", "{} journeyed to the {}.")
 TAKE = ("{} took the {}.", "{} picked up the {}.", "{} grabbed the {}.")
 DROP = ("{} dropped the {}.", "{} put down the {}.", "{} left the {}.")
-SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-
-
-def sentences_of(text: str) -> list[str]:
-    """Sentences of a text that can stand between events, in order."""
-    found = (" ".join(sentence.split()) for sentence in SENTENCE_ENDS.split(text))
-    return [sentence for sentence in found if 4 <= len(sentence.split()) <= 60]
 
 
 def babilong_at(
@@ -55,20 +48,13 @@ def babilong_at(
         raise UserError("there is no background text: give documents with sentences of 4 to 60 words.")
     rng = np.random.default_rng((TASKS.index(task), seed, index))
     events, question, answer = simulate(rng, task)
-    wanted = int(rng.integers(min_tokens, max_tokens, endpoint=True)) if min_tokens <= max_tokens else -1
-    room = wanted - sum(len(tokenizer.encode(" " + event)) for event in events)
-    if room < 0:
-        raise UserError(f"no {task} story has {min_tokens} to {max_tokens} tokens: give a range that starts higher.")
     start = int(rng.integers(len(background)))
-    told: list[str] = []
-    while (cost := len(tokenizer.encode(" " + background[(start + len(told)) % len(background)]))) <= room:
-        told.append(background[(start + len(told)) % len(background)])
-        room -= cost
-    while True:
-        text = _interleave(np.random.default_rng((TASKS.index(task), seed, index, 1)), told, events)
-        if not told or len(tokenizer.encode(text)) <= max_tokens:
-            break
-        told.pop()  # costs were of single sentences; a tokenizer may merge across
+    try:
+        text = surround(
+            rng, events, lambda i: background[(start + i) % len(background)], tokenizer, min_tokens, max_tokens
+        )
+    except UserError as error:
+        raise UserError(f"no {task} story fits: {error}") from error
     query = Query(question, (answer,), task)
     return Record(f"{task}-{seed}-{index}", text, (query,), "babilong_style", "test")
 
@@ -111,18 +97,6 @@ def simulate(rng: np.random.Generator, task: str) -> tuple[list[str], str, str]:
             if task == "qa2":
                 return events, f"Where is the {thing}?", been[thing][-1]
             return events, f"Where was the {thing} before the {been[thing][-1]}?", been[thing][-2]
-
-
-def _interleave(rng: np.random.Generator, told: Sequence[str], events: Sequence[str]) -> str:
-    """Events in their order at random places between sentences in theirs."""
-    places = np.sort(rng.integers(0, len(told), size=len(events), endpoint=True))
-    out, used = [], 0
-    for number, sentence in enumerate((*told, "")):
-        while used < len(events) and places[used] == number:
-            out.append(events[used])
-            used += 1
-        out.append(sentence)
-    return " ".join(filter(None, out))
 
 
 def _pick(rng: np.random.Generator, items: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ L layers, R rank, D hidden.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

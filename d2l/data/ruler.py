@@ -1,0 +1,188 @@
+"""The needle tasks of RULER (Hsieh et al., 2024), written from their description.
+
+| task | haystack | key | value | keys | asked |
+|---|---|---|---|---|---|
+| single_1 | repeated noise | words | number | 1 | its value |
+| single_2 | real text | words | number | 1 | its value |
+| single_3 | real text | words | UUID | 1 | its value |
+| multikey_1 | real text | words | number | 8 (4 in the paper) | the value of one |
+| multikey_2 | other needles | words | number | all of them | the value of one |
+| multikey_3 | other needles | UUID | UUID | all of them | the value of one |
+| multivalue | real text | words | number | 1 | its four values |
+| multiquery | real text | words | number | 4 | the values of all |
+
+Splits share no noun of a key and no text. Real text is the language reference that every Python carries.
+"""
+
+import dataclasses
+import functools
+import itertools
+import uuid
+from collections.abc import Callable
+
+import numpy as np
+
+from d2l.data.background import sentences_of, surround
+from d2l.data.niah import NOISE
+from d2l.data.record import Query, Record
+from d2l.data.split import draw
+from d2l.errors import UserError
+from d2l.target.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation", "test")
+NEEDLE = "One of the special magic {}s for {} is: {}."
+KINDS = {"numbers": "number", "uuids": "UUID"}
+ADJECTIVES = (
+    "able amber ancient angry arid bitter blunt bold brave brief bright brisk broad calm careful cheerful "
+    "clever cloudy cold cosy crisp curious dark deep distant dry dusty eager early elegant empty faint fancy "
+    "fast fierce firm flat fresh gentle giant glad golden grand grave green happy harsh heavy hidden hollow "
+    "honest huge humble icy idle jolly keen kind large late lazy light little lively lonely long loud loyal "
+    "lucky mellow mighty mild modern narrow neat noble odd old open pale patient plain polite proud quick quiet "
+    "rapid rare rough round royal rusty salty sharp shiny short silent silver simple sleepy slow smooth soft "
+    "solid sour square stable steep stern still strong sunny sweet swift tall tame tender thick thin tidy tiny "
+    "tough vast velvet vivid warm weary wide wild wise witty wooden young"
+).split()
+NOUNS = (
+    "acorn anchor apple arrow badger banjo barrel basket beacon beetle blanket boulder bridge bucket button "
+    "cabin camel candle canyon carpet castle cellar chapel cherry circle clock cobbler comet copper cottage "
+    "cradle crane cricket crystal curtain daisy desert dolphin dragon drum eagle ember engine falcon feather "
+    "ferry fiddle forest fossil fountain garden garlic glacier goblet granite guitar hammer harbour harvest "
+    "hazel helmet heron hollow honey island ivory jacket jaguar jungle kettle kitten ladder lantern lemon "
+    "lizard lobster locket magnet mango maple marble meadow mirror monkey mountain needle nettle oasis ocean "
+    "olive orchard otter oyster paddle palace panther parrot pebble pencil pepper piano pigeon pillow pirate "
+    "planet pocket pony prairie pumpkin puzzle rabbit raven ribbon river rocket saddle salmon sandal saddlebag "
+    "scarf shadow shovel siren sparrow spider spoon statue stone sunset table teapot temple thimble thistle "
+    "thunder ticket tiger tower trumpet tulip tunnel turtle umbrella valley vessel village violin walnut walrus "
+    "waterfall whistle willow window winter wizard zebra"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+      haystack: `noise`, `text` or `needles`.
+      keys, values: `words`, `numbers` or `uuids`.
+      needles: keys with a value in the document, beside those of a haystack of needles.
+      per_key: values of each key.
+      asked: keys that the question names.
+    """
+
+    haystack: str
+    keys: str = "words"
+    values: str = "numbers"
+    needles: int = 1
+    per_key: int = 1
+    asked: int = 1
+
+
+TASKS = {
+    "single_1": Task("noise"),
+    "single_2": Task("text"),
+    "single_3": Task("text", values="uuids"),
+    "multikey_1": Task("text", needles=8),
+    "multikey_2": Task("needles"),
+    "multikey_3": Task("needles", keys="uuids", values="uuids"),
+    "multivalue": Task("text", per_key=4),
+    "multiquery": Task("text", needles=4, asked=4),
+}
+
+
+def ruler_at(
+    task: str, split: str, seed: int, index: int, tokenizer: Tokenizer, min_tokens: int, max_tokens: int
+) -> Record:
+    """Item `index` of a task, split and seed: a pure function of these, the tokenizer and the range.
+
+    Its length in tokens is about uniform in [min_tokens, max_tokens] and never above it; where the range starts below
+    the needles' own length, they stand alone in some items. The answer to a question about several values names them
+    with commas, in the order of the keys asked and of the document.
+
+    Raises:
+      UserError: an unknown task or split, or a range that cannot hold the needles.
+    """
+    if task not in TASKS:
+        raise UserError(f"RULER has no task {task!r} here: give one of {', '.join(TASKS)}.")
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
+    spec = TASKS[task]
+    rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
+    used: set[str] = set()
+    keys = [_fresh(rng, spec.keys, split, used) for _ in range(spec.needles)]
+    values = {key: [_fresh(rng, spec.values, split, used) for _ in range(spec.per_key)] for key in keys}
+    kind = KINDS[spec.values]
+    pairs = [(key, value) for key in keys for value in values[key]]
+    told = [NEEDLE.format(kind, *pairs[i]) for i in rng.permutation(len(pairs))]
+    document = surround(rng, told, _background(rng, spec, split, used), tokenizer, min_tokens, max_tokens)
+    asked = keys[: spec.asked]
+    wanted = [value for key in asked for value in sorted(values[key], key=document.index)]
+    query = Query(_question(kind, asked, len(wanted)), (", ".join(wanted),), task)
+    return Record(f"{task}-{seed}-{index}", document, (query,), "ruler", split)
+
+
+def _question(kind: str, asked: list[str], count: int) -> str:
+    keys = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])} and {asked[-1]}"
+    if count == 1:
+        return f"What is the special magic {kind} for {keys}? Reply with only the {kind}."
+    return f"What are all the special magic {kind}s for {keys}? Reply with only the {kind}s, separated by commas."
+
+
+def _background(rng: np.random.Generator, spec: Task, split: str, used: set[str]) -> Callable[[int], str]:
+    """Sentence i of the haystack, endless."""
+    if spec.haystack == "noise":
+        return lambda i: NOISE[i % len(NOISE)]
+    if spec.haystack == "text":
+        text = python_reference(split)
+        start = int(rng.integers(len(text)))
+        return lambda i: text[(start + i) % len(text)]
+    others: list[str] = []
+
+    def other(i: int) -> str:
+        while len(others) <= i:
+            key, value = _fresh(rng, spec.keys, split, used), _fresh(rng, spec.values, split, used)
+            others.append(NEEDLE.format(KINDS[spec.values], key, value))
+        return others[i]
+
+    return other
+
+
+def _fresh(rng: np.random.Generator, kind: str, split: str, used: set[str]) -> str:
+    """A key or value that this document has not yet; words grow longer where short ones run out."""
+    for attempt in itertools.count():
+        if kind == "words":
+            adjectives, nouns = ADJECTIVES, _nouns(split)
+            words = [adjectives[rng.integers(len(adjectives))] for _ in range(1 + attempt // 20)]
+            found = "-".join((*words, nouns[rng.integers(len(nouns))]))
+        elif kind == "numbers":
+            found = str(rng.integers(1_000_000, 10_000_000))
+        else:
+            found = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        if found not in used:
+            break
+    used.add(found)
+    return found
+
+
+@functools.cache
+def _nouns(split: str) -> list[str]:
+    """The nouns of a split: one in eight each for validation and test."""
+    places = {"validation": (6,), "test": (7,), "train": range(6)}[split]
+    return [noun for i, noun in enumerate(NOUNS) if i % 8 in places]
+
+
+@functools.cache
+def python_reference(split: str) -> list[str]:
+    """Sentences of the topics of Python's `help`, an eighth of the topics each for validation and test.
+
+    Topics repeat one another: a sentence stands once, in the split that is held out further.
+    """
+    from pydoc_data.topics import topics
+
+    texts: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for name, low, high in (("test", 0, 1 / 8), ("validation", 1 / 8, 1 / 4), ("train", 1 / 4, 1)):
+        chosen = sorted(topic for topic in topics if low <= draw(f"topic {topic}") < high)
+        sentences = dict.fromkeys(sentence for topic in chosen for sentence in sentences_of(topics[topic]))
+        texts[name] = [sentence for sentence in sentences if sentence not in seen]
+        seen |= set(sentences)
+    return texts[split]

@@ -1,0 +1,85 @@
+"""RULER's needle tasks: every answer stands in the document once, and nothing of it in another split."""
+
+import itertools
+import re
+
+import pytest
+
+from d2l import cli
+from d2l.cli_options import target_tokenizer
+from d2l.data.jsonl import read_records
+from d2l.data.ruler import TASKS, python_reference, ruler_at
+from d2l.errors import UserError
+from d2l.experiments.sources import take_records
+
+FACT = re.compile(r"One of the special magic (number|UUID)s for (\S+) is: (\S+)\.(?= |$)")
+LENGTHS = {"multikey_2": (600, 900), "multikey_3": (1500, 2200), "multikey_1": (900, 1200)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return target_tokenizer(None)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_stand_in_the_document(task, tokenizer):
+    low, high = LENGTHS.get(task, (400, 700))
+    spec, lengths, places = TASKS[task], [], []
+    for index in range(12):
+        record = ruler_at(task, "test", 0, index, tokenizer, low, high)
+        lengths.append(len(tokenizer.encode(record.context)))
+        ((question, (answer,), kind, _),) = record.queries
+        facts = [m.groups()[1:] for m in FACT.finditer(record.context)]
+        asked = [key for key, _ in facts if re.search(rf"(?<![\w-]){key}(?![\w-])", question)]
+        assert len(set(asked)) == spec.asked and kind == task
+        in_order = sorted(dict.fromkeys(asked), key=question.index)
+        assert answer == ", ".join(value for key in in_order for k, value in facts if k == key)
+        assert len({value for _, value in facts}) == len(facts)  # no value twice
+        assert len({key for key, _ in facts}) == len(facts) // spec.per_key
+        if spec.haystack != "needles":
+            assert len(facts) == spec.needles * spec.per_key
+        places.append(record.context.index(answer.split(",")[0]) / len(record.context))
+    assert all(low - 100 <= length <= high for length in lengths)
+    assert max(places) - min(places) > (0.4 if spec.per_key == 1 else 0.2)  # of several values the first one's
+    assert ruler_at(task, "test", 0, 3, tokenizer, low, high) == ruler_at(task, "test", 0, 3, tokenizer, low, high)
+
+
+def test_splits_share_no_text_and_no_nouns(tokenizer):
+    texts = {split: set(python_reference(split)) for split in ("train", "validation", "test")}
+    for a, b in itertools.combinations(texts.values(), 2):
+        assert min(len(a), len(b)) > 100 and not a & b
+    nouns = {
+        split: {
+            key.split("-")[-1]
+            for index in range(40)
+            for _, key, _ in FACT.findall(ruler_at("multikey_1", split, 0, index, tokenizer, 400, 600).context)
+        }
+        for split in texts
+    }
+    assert all(len(a) > 5 and not a & b for a, b in itertools.combinations(nouns.values(), 2))
+
+
+def test_long_haystacks_of_needles_do_not_run_out_of_keys(tokenizer):
+    record = ruler_at("multikey_2", "test", 0, 0, tokenizer, 120_000, 121_000)
+    assert len(FACT.findall(record.context)) > 4000
+
+
+def test_needles_alone_and_ranges_that_hold_nothing(tokenizer):
+    record = ruler_at("single_2", "train", 0, 0, tokenizer, 0, 30)
+    assert FACT.match(record.context)
+    with pytest.raises(UserError, match="must stand in a text of 5 to 9 tokens"):
+        ruler_at("single_3", "train", 0, 0, tokenizer, 5, 9)
+    with pytest.raises(UserError, match="no task 'single_4' here: give one of single_1"):
+        ruler_at("single_4", "train", 0, 0, tokenizer, 5, 9)
+    with pytest.raises(UserError, match="no split 'dev'"):
+        ruler_at("single_1", "dev", 0, 0, tokenizer, 50, 90)
+
+
+def test_the_command_and_the_evaluation_give_the_same(tmp_path, tokenizer):
+    out = tmp_path / "r.jsonl"
+    options = ("--split", "test", "--samples", "2", "--lengths", "100-200", "--tasks", "single_1,multiquery")
+    assert cli.main(["data", "ruler", "--out", str(out), *options]) == 0
+    records = list(read_records(out))
+    assert [record.queries[0].kind for record in records] == ["single_1", "multiquery"] * 2
+    taken = take_records(tokenizer, data="ruler", documents=2, task="multiquery", tokens=(100, 200))
+    assert [record.context for record in taken] == [record.context for record in records[1::2]]
