@@ -10,20 +10,8 @@
 #   PASSAGES=48 HELD_OUT=10 PAGES=48 STEPS=40 CHUNK_STEPS=12 launch/local_pipeline.sh     the small setting, and the default
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/cpu_env.sh
-
-d2l() { echo "+ d2l $*" >&2; .venv/bin/python -m d2l.cli "$@"; }
-if [[ "${1:-}" == --dry-run ]]; then
-    d2l() { echo "d2l ${*@Q}"; }
-    shift
-elif [[ ! -x .venv/bin/python ]]; then
-    echo "local_pipeline.sh: there is no .venv yet: run \`make test\` or \`make demo\` once, either sets it up." >&2
-    exit 2
-fi
-if (($# > 2)) || [[ "${1:-}" == -* ]]; then
-    echo "usage: launch/local_pipeline.sh [--dry-run] [DOCUMENTS [RUNS]]" >&2
-    exit 2
-fi
+USAGE="[DOCUMENTS [RUNS]]" MOST=2
+source launch/here.sh
 DOCUMENTS=${1:-}
 RUNS=${2:-runs/local_pipeline}
 PASSAGES=${PASSAGES:-48}    # passages to learn from

@@ -6,20 +6,8 @@
 #   SEED=1 SAMPLES=200 launch/niah_tiny.sh runs/seed1
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/cpu_env.sh
-
-d2l() { echo "+ d2l $*" >&2; .venv/bin/python -m d2l.cli "$@"; }
-if [[ "${1:-}" == --dry-run ]]; then
-    d2l() { echo "d2l $*"; }
-    shift
-elif [[ ! -x .venv/bin/python ]]; then
-    echo "niah_tiny.sh: there is no .venv yet: run \`make test\` or \`make demo\` once, either sets it up." >&2
-    exit 2
-fi
-if (($# > 1)) || [[ "${1:-}" == -* ]]; then
-    echo "usage: launch/niah_tiny.sh [--dry-run] [RUNS]" >&2
-    exit 2
-fi
+USAGE="[RUNS]" MOST=1
+source launch/here.sh
 RUNS=${1:-runs}
 SEED=${SEED:-0}
 SAMPLES=${SAMPLES:-200}

@@ -91,6 +91,23 @@ def test_launchers_are_short():
     assert not {path.name for path in LAUNCH.glob("*.sh") if len(path.read_text().splitlines()) >= 80}
 
 
+@pytest.mark.parametrize(("name", "given"), [("niah_tiny.sh", "--config.target"), ("niah_smollm2.sh", "--config.init")])
+def test_needle_recipes_hand_on_what_they_trained(name, given):
+    first, second, last = dry_run(name, "a run")
+    made = {flag: pathlib.Path(path) for flag, path in flags(second).items()}
+    assert made[given].parent == pathlib.Path(first[first.index("--workdir") + 1])
+    trained = f"{second[second.index('--workdir') + 1]}/hypernet"
+    assert trained in (last[-1], flags([last[-1]]).get("--config.hypernet"))
+
+
+@pytest.mark.parametrize("name", ["niah_tiny.sh", "niah_smollm2.sh", "local_pipeline.sh"])
+@pytest.mark.parametrize("args", [["--no-such"], ["a", "b", "c"]])
+def test_other_arguments_print_the_usage(name, args):
+    done = subprocess.run([LAUNCH / name, "--dry-run", *args], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: launch/{name} [--dry-run]") and not done.stdout
+
+
 def test_local_pipeline_never_learns_from_what_it_is_evaluated_on(tmp_path):
     for number in range(6):
         (tmp_path / f"a file {number}.txt").write_text("text")

@@ -9,7 +9,7 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-  :root { color-scheme: light dark; --line: #8884; --dim: #8889; }
+  :root { color-scheme: light dark; --line: #8884; --dim: #767676; }
   body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
   h1 { font-size: 1.2rem; } h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
   nav { display: flex; gap: 1rem; margin: 1rem 0; }

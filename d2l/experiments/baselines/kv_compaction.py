@@ -23,7 +23,7 @@ from d2l.experiments.baselines.kv_cache import KVCache
 from d2l.model import DocToLora
 from d2l.target.attention import apply_rope, rope_table
 from d2l.target.config import TargetConfig
-from d2l.target.decoder import abstract_decoder, linear, rms_norm
+from d2l.target.decoder import abstract_decoder, linears, rms_norm
 from d2l.target.generate import bucket
 from d2l.target.prefix import PrefixGenerator
 
@@ -48,7 +48,7 @@ def make_scorer(config: TargetConfig) -> Callable[..., jax.Array]:
         def of_layer(i):
             block, kind = decoder.layers[i], config.layer_types[i]
             x_1TD = rms_norm(inputs_L1TD[i], block.input_layernorm[...], config)
-            q_1TNH = linear(x_1TD, block.self_attn.q_proj[...]).reshape(1, x_1TD.shape[1], -1, H)
+            q_1TNH = linears(block.self_attn, "qkv_proj", x_1TD, {})[0].reshape(1, x_1TD.shape[1], -1, H)
             if config.qk_norm:
                 q_1TNH = rms_norm(q_1TNH, block.self_attn.q_norm[...], config)
             q_1TNH = apply_rope(q_1TNH, *_rope(config, kind, positions_1T))

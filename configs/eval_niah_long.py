@@ -1,0 +1,32 @@
+"""Needles far past the window of SmolLM2-135M-Instruct (8,192 tokens), by length and depth (paper section 4.1, figure 4).
+
+    d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
+
+Useful overrides: --config.hypernet=FOLDER, --config.suites.far.samples=10 (5 depths: 50 needles a length)
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.kind = "eval"
+    config.target = ""  # the default target
+    config.hypernet = "checkpoints/niah_smollm2"
+    config.dtype = "auto"
+    config.max_new_tokens = 16
+    config.metrics = ("exact_match",)
+    config.methods = ml_collections.ConfigDict({"d2l": {}})
+    config.suites = ml_collections.ConfigDict(
+        {
+            "window": {
+                "kind": "needles",
+                "lengths": ((32, 256), (1024, 2048), (8000, 8192)),
+                "depths": 5,
+                "samples": 40,
+            },
+            "far": {"kind": "needles", "lengths": ((16000, 16384), (40000, 40960)), "depths": 5, "samples": 10},
+            "farthest": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 4},
+        }
+    )
+    return config
