@@ -1,4 +1,4 @@
-"""Needles far past the window of SmolLM2-135M-Instruct (8,192 tokens), by length and depth (paper section 4.1, figure 4).
+"""Needles far past the window of SmolLM2-135M-Instruct (8,192 tokens), by length and depth (paper section 4.1).
 
     d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
 
