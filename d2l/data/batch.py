@@ -2,10 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 from d2l.data.chunk import CHUNK_PROBS, draw_num_chunks
@@ -41,6 +39,9 @@ def make_example(
     return Example([[*prefix, *chunk, *suffix] for chunk in chunks], made)
 
 
+MOST_DRAWS = 100
+
+
 @dataclasses.dataclass(frozen=True)
 class NeedleStage:
     """One stage of needle training.
@@ -51,6 +52,8 @@ class NeedleStage:
       max_chunks, min_chunk_len, max_chunk_len: how documents are cut (`draw_num_chunks`).
       chunk_counts: chunk counts to draw from, each as likely as it is often there; () is the paper's distribution.
       chunks: chunks of a batch, at most; the last documents are cut less, or drawn shorter, where more were needed.
+      row_chunks, ctx_rows: chunks that share a row, at most, and rows of a batch, each as long as the longest chunk;
+        documents that find no room together are drawn anew. By default every chunk has a row.
       teacher: also make the teacher's prompts.
     """
 
@@ -62,6 +65,8 @@ class NeedleStage:
     min_chunk_len: int = 1
     chunk_counts: tuple[int, ...] = ()
     chunks: int | None = None
+    row_chunks: int = 1
+    ctx_rows: int | None = None
     teacher: bool = False
 
 
@@ -85,18 +90,20 @@ class NeedleBatches:
         self.longest = longest
         self.least = -(-max(stage.min_tokens, len(tokenizer.encode(NEEDLE.format("0042")))) // stage.max_chunk_len)
         chunks = stage.chunks or stage.contexts * stage.max_chunks
-        for name, count in (("contexts", stage.contexts), ("chunks", chunks)):
+        rows = stage.ctx_rows or chunks
+        for name, count in (("contexts", stage.contexts), ("chunks", chunks), ("ctx_rows", rows)):
             if count % self.packs:
                 raise UserError(f"a stage of {count} {name} cannot be dealt to {self.packs} packs: change either.")
         contexts, chunks = stage.contexts // self.packs, chunks // self.packs
         self.shapes = Shapes(
             contexts=contexts,
             chunks=chunks,
-            ctx_rows=chunks,
+            ctx_rows=rows // self.packs,
             ctx_tokens=wrapper + min(longest, stage.max_chunk_len),
             query_rows=contexts,
             query_tokens=prompt,
             responses=contexts * response,
+            row_chunks=stage.row_chunks,
             max_chunks=stage.max_chunks,
             teacher_rows=contexts if stage.teacher else 0,
             teacher_tokens=prompt + longest + len(tokenizer.encode("\n\n")) if stage.teacher else 0,
@@ -105,6 +112,11 @@ class NeedleBatches:
             raise UserError(
                 f"documents of {longest} tokens do not fit into {stage.max_chunks} chunks of {stage.max_chunk_len}: "
                 "raise max_chunks or max_chunk_len of the stage, or lower max_tokens."
+            )
+        if rows * stage.row_chunks < chunks * self.packs:
+            raise UserError(
+                f"{rows} ctx_rows of {stage.row_chunks} chunks have no room for {chunks * self.packs} chunks: raise "
+                "ctx_rows or row_chunks of the stage."
             )
         if chunks < contexts * self.least:
             raise UserError(
@@ -117,6 +129,17 @@ class NeedleBatches:
         return stack_groups([self._pack(rng) for _ in range(self.packs)], self.accumulate)
 
     def _pack(self, rng: np.random.Generator) -> Batch:
+        for _ in range(MOST_DRAWS):
+            packer = Packer(self.shapes, self.tokenizer.pad_id)
+            if all(packer.add(example) for example in self._draw(rng)):
+                return packer.finish()[0]
+        raise UserError(
+            f"{MOST_DRAWS} draws of {self.shapes.contexts} documents found no room in {self.shapes.ctx_rows} rows of "
+            f"{self.shapes.ctx_tokens} tokens: raise ctx_rows of the stage."
+        )
+
+    def _draw(self, rng: np.random.Generator) -> list[Example]:
+        """The documents of a pack, cut into as many chunks as there is room for."""
         stage, tokenizer, shapes = self.stage, self.tokenizer, self.shapes
         documents, needles, needed = [], [], []
         for place in range(shapes.contexts):
@@ -135,9 +158,7 @@ class NeedleBatches:
             spare -= count - least
             queries = [(needle.question, needle.answer)]
             examples.append(make_example(split_into(ids, count), queries, tokenizer, teacher=stage.teacher))
-        packer = Packer(shapes, tokenizer.pad_id)
-        packer.add_all(examples)
-        return packer.finish()[0]
+        return examples
 
     def iterate(self, start: int, stop: int) -> Iterator[Any]:
         """Batches start..stop-1 through grain, built ahead by a thread."""

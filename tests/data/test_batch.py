@@ -1,5 +1,7 @@
 """Needle batches, and the examples that batches are made of."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,3 +95,21 @@ def test_chunk_counts_of_a_stage_are_drawn(tokenizer):
     stage = NeedleStage(12, 300, 300, 200, max_chunks=8, chunk_counts=(5, 7))
     batch = NeedleBatches(stage, tokenizer, 0)[0]
     assert set(np.bincount(batch["chunk_context"][batch["chunk_context"] >= 0])) == {5, 7}
+
+
+def test_chunks_share_rows_where_the_stage_says_so(tokenizer):
+    alone = NeedleStage(8, 0, 120, 120, max_chunks=6, chunks=24)
+    shared = dataclasses.replace(alone, row_chunks=6, ctx_rows=8)
+    one, other = (NeedleBatches(stage, tokenizer, 0)[0]["chunk_place"] for stage in (alone, shared))
+    assert one.shape == other.shape
+    batches = NeedleBatches(shared, tokenizer, 0)
+    for index in range(4):
+        batch = {name: array[0, 0] for name, array in batches[index].items()}
+        assert batch["ctx_tokens"].shape[0] == 8 and batch["ctx_segments"].max() >= 1
+        real = batch["chunk_context"] >= 0
+        assert len(set(batch["chunk_place"][real])) == real.sum() > 8
+    with pytest.raises(UserError, match="3 ctx_rows of 6 chunks have no room for 24 chunks"):
+        NeedleBatches(dataclasses.replace(shared, ctx_rows=3), tokenizer, 0)
+    full = dataclasses.replace(shared, min_tokens=118, ctx_rows=4)
+    with pytest.raises(UserError, match="found no room in 4 rows of .* tokens: raise ctx_rows"):
+        NeedleBatches(full, tokenizer, 0)[0]
