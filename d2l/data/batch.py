@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import grain
 import numpy as np
 
 from d2l.data.chunk import CHUNK_PROBS, draw_num_chunks
