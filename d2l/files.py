@@ -13,6 +13,8 @@ from d2l.errors import UserError
 def atomic_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield an empty folder beside `path` that takes its place when the block ends without an error.
 
+    Its files get the permissions that the umask leaves.
+
     Raises:
       UserError: nothing could be written (disk full, no permission); what stood at `path` is untouched.
     """
@@ -26,6 +28,8 @@ def atomic_folder(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         new = scratch / "new"
         new.mkdir()
         yield new
+        for file in filter(pathlib.Path.is_file, new.rglob("*")):
+            file.chmod(new.stat().st_mode & 0o666)  # safetensors writes for the owner alone
         if path.exists():
             path.rename(scratch / "old")
         new.rename(path)

@@ -3,7 +3,9 @@
 import os
 import resource
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from d2l.errors import UserError
 from d2l.files import atomic_folder
@@ -61,3 +63,10 @@ def test_a_file_in_the_folders_place_is_replaced_whole(tmp_path):
     (tmp_path / "out").write_text("a file")
     write(tmp_path / "out", "one")
     assert content(tmp_path / "out") == {"a.txt": "one"}
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    with atomic_folder(tmp_path / "out") as new:
+        safetensors.numpy.save_file({"a": np.zeros(2, np.float32)}, new / "a.safetensors")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "out" / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
