@@ -61,6 +61,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "lr_factor": 1.0,
                 "contexts": 512,
                 "chunks": 1536,
+                "row_chunks": 8,
+                "ctx_rows": 448,  # 7 a pack, each as long as the longest document
                 "min_tokens": 32,
                 "max_tokens": 256,
                 "max_chunks": 8,
