@@ -20,5 +20,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_chunk_len = 2048
     stage = config.stages.chunks
     stage.update({"contexts": 24, "chunks": 64, "chunk_counts": (1, 1, 2, 2, 4, 8, 16), "max_chunk_len": 256})
-    stage.update({"row_chunks": 8, "ctx_rows": 20, "steps": 200, "final": 0.05})
+    stage.update({"row_chunks": 8, "ctx_rows": 20, "steps": 100, "final": 0.05})
     return config
