@@ -37,7 +37,6 @@ from d2l.target.config import TargetConfig  # noqa: E402
 from d2l.target.tokenizer import Tokenizer  # noqa: E402
 from d2l.target.weights import save_target  # noqa: E402
 
-
 # A worker takes a file at a time: those of minutes come first, so that none works alone at the end.
 LONGEST = ("test_processes.py", "test_tiny_recipe.py", "test_loop.py", "test_needles.py", "test_hypernet.py")
 
