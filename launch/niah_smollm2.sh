@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shipped needle hypernetwork of SmolLM2 from nothing: single chunks, then 1-16 chunks, then exact match by length.
+# Needles on SmolLM2 from nothing: single chunks (what is shipped), then 1-16 chunks, then exact match by length.
 # The same command again resumes where it was stopped.
 #
 #   launch/niah_smollm2.sh [--dry-run] [RUNS]     RUNS: where the workdirs go (default: runs)
