@@ -1,7 +1,8 @@
 """Needles past the window of SmolLM2-135M-Instruct, settled: more documents an update, at a falling learning rate.
 
 Goes on from the hypernetwork of `configs/niah_smollm2_chunks.py`, which errs by a digit now and then. Did not help by
-itself: docs/log.md has the numbers. Twice as many documents an update; half of them are one or two chunks; chunks share rows.
+itself: docs/log.md has the numbers. Twice as many documents an update; half of them are one or two chunks; chunks
+share rows.
 
     d2l train --config configs/niah_smollm2_settle.py --workdir runs/niah_smollm2_settle
 
