@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
 
-Useful overrides: --config.hypernet=FOLDER, --config.suites.far.samples=10 (5 depths: 50 needles a length)
+Not run yet. Useful overrides: --config.hypernet=FOLDER, --config.suites.farthest.samples=10 (5 depths: 50 needles)
 """
 
 import ml_collections

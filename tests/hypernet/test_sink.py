@@ -47,6 +47,7 @@ def test_first_token_is_untouched_and_the_others_are_not(target_folder, modules)
 
     plain = jax.jit(lambda: decoder.run_blocks(decoder.embed(tokens))[0])()
     moved = hidden(projected)
+    # Rounding of float32 sums of another order: 1.4e-5 at a value of 2.5 was seen.
     np.testing.assert_allclose(moved[:, 0], plain[:, 0], rtol=1e-5, atol=1e-5)
     assert jnp.abs(moved[:, 1:] - plain[:, 1:]).max() > 0.01
     assert jnp.abs(hidden(params)[:, 0] - plain[:, 0]).max() > 0.01
