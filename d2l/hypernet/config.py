@@ -36,6 +36,8 @@ class HypernetConfig:
       per_layer_processing: those MLPs have weights of their own for every target layer.
       use_bias: a learned adapter, the same for all documents, is appended once.
       scaler_b_init: initial `scaler_B`; 0 in the paper, 0.01 lets gradients into the aggregator from step 0.
+      row_gate: every B row is multiplied by a number in (0, 1) that its embedding decides, so that a chunk without
+        anything to say can be silent; not in the paper, whose rows all have about the same length.
     """
 
     target_modules: tuple[str, ...]
@@ -61,6 +63,7 @@ class HypernetConfig:
     per_layer_processing: bool = True
     use_bias: bool = True
     scaler_b_init: float = 0.0
+    row_gate: bool = False
 
     def __post_init__(self):
         if self.features not in FEATURES:

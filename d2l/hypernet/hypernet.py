@@ -16,6 +16,7 @@ from d2l.hypernet.aggregator import MLP_FACTOR, Aggregator
 from d2l.hypernet.config import HypernetConfig
 
 LAYER_NORM_EPS = 1e-5
+GATE_START = 3.0  # logit of a fresh gate: nearly open, so that a trained hypernetwork keeps its function
 Factors = dict[str, dict[str, jax.Array]]
 
 
@@ -88,6 +89,9 @@ class Hypernet(nnx.Module):
         self.scaler_A = nnx.Dict({name: nnx.Param(jnp.ones((L, r))) for name in sizes})
         init_B = jnp.float32(config.scaler_b_init)  # typed: a weak type would make the second step compile again
         self.scaler_B = nnx.Dict({name: nnx.Param(jnp.full((L, r), init_B)) for name in sizes})
+        if config.row_gate:
+            start = jnp.full((L, M, r), jnp.float32(GATE_START))
+            self.gate = nnx.Dict({"weight": nnx.Param(jnp.zeros((L, M, Z))), "bias": nnx.Param(start)})
 
     def __call__(
         self,
@@ -143,22 +147,32 @@ class Hypernet(nnx.Module):
         return e_NPLqZ.reshape(N * P, L, -1, Z).reshape(N * P, -1, Z)
 
     def to_factors(self, e_CLMrZ: jax.Array) -> Factors:
-        """Residual MLPs, unit length, head and learned scalers on the output-query embeddings."""
+        """Residual MLPs, unit length, head, learned scalers and gates on the output-query embeddings."""
         c = self.config
         for i in range(c.num_pre_head_layers):
             e_CLMrZ = self.pre_head[str(i)](e_CLMrZ)
         e32 = e_CLMrZ.astype(jnp.float32)
         e_CLMrZ = (e32 / jnp.linalg.norm(e32, axis=-1, keepdims=True)).astype(e_CLMrZ.dtype)
+        gate_CLMr = self.gates(e_CLMrZ)
         spec = "clmrz,lzd->clmrd" if c.num_modules == 1 else "clmrz,lmzd->clmrd"
         rows_CLMrd = mesh.product(spec, e_CLMrZ, self.head[...], out=self.head.ndim - 1)
         factors = {}
         for m, (name, d_in, d_out) in enumerate(zip(c.target_modules, c.d_in, c.d_out, strict=True)):
             A_CLri, B_CLro = rows_CLMrd[:, :, m, :, :d_in], rows_CLMrd[:, :, m, :, d_in : d_in + d_out]
+            if gate_CLMr is not None:
+                B_CLro = B_CLro * gate_CLMr[:, :, m, :, None]
             factors[name] = {
                 "A": A_CLri * self.scaler_A[name][...][None, :, :, None],
                 "B": B_CLro * self.scaler_B[name][...][None, :, :, None],
             }
         return factors
+
+    def gates(self, e_CLMrZ: jax.Array) -> jax.Array | None:
+        """How far each row is open, `[C, L, M, r]` in (0, 1), from its embedding of unit length; None without gates."""
+        if not self.config.row_gate:
+            return None
+        logits_CLMr = jnp.sum(e_CLMrZ * self.gate["weight"][...][None, :, :, None], axis=-1, dtype=jnp.float32)
+        return jax.nn.sigmoid(logits_CLMr + self.gate["bias"][...][None].astype(jnp.float32)).astype(e_CLMrZ.dtype)
 
     def bias(self) -> Factors | None:
         """The learned adapter that all documents share: `{module: {"A": [L, r, d_in], "B": [L, r, d_out]}}`."""

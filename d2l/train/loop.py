@@ -199,11 +199,23 @@ def _init(
         return init_state(project(init_hypernet(hyper, fields["seed"])), optimizer)
 
     if fields["init"]:
-        state = init_state(project(load_hypernet(fields["init"])[1]), optimizer)
+        state = init_state(project(_earlier(fields, hyper)), optimizer)
         return state if mesh is None else place(state, param_shardings(mesh, state))
     if mesh is None:
         return fresh()
     return jax.jit(fresh, out_shardings=param_shardings(mesh, jax.eval_shape(fresh)))()
+
+
+def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
+    """The parameters of the hypernetwork to start from; gates that it does not have are fresh ones."""
+    earlier, params, _ = load_hypernet(fields["init"])
+    start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
+    if dataclasses.replace(earlier, **start) != hyper or (earlier.row_gate and not hyper.row_gate):
+        given, wanted = dataclasses.asdict(earlier), dataclasses.asdict(hyper)
+        other = [f"{key} is {given[key]} there and {wanted[key]} here" for key in given if given[key] != wanted[key]]
+        raise UserError(f"{fields['init']} is another hypernetwork than config.hypernet: {'; '.join(other)}.")
+    fresh = {} if earlier.row_gate == hyper.row_gate else {"gate": init_hypernet(hyper, fields["seed"])["gate"]}
+    return params | fresh
 
 
 class _Update:

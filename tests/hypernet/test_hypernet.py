@@ -1,5 +1,6 @@
 """The hypernetwork: every option yields adapters of the right shape, padding and batching change nothing."""
 
+import dataclasses
 import math
 
 import jax
@@ -31,6 +32,7 @@ OPTIONS = {
     "no MLP": {"num_pre_head_layers": 0},
     "one MLP for all layers": {"per_layer_processing": False},
     "no bias": {"use_bias": False},
+    "row gates": {"row_gate": True},
 }
 
 
@@ -117,6 +119,29 @@ def test_initial_b_is_the_scaler(decoder, target_config, tokens):
     mask = jnp.ones((3, 20), bool)
     zero = build(hypernet_config(target_config, scaler_b_init=0.0))(features, mask)
     assert not np.any(zero["down_proj"]["B"]) and np.any(zero["down_proj"]["A"])
+
+
+def test_a_gate_scales_the_b_row_of_its_own_embedding(decoder, target_config, tokens):
+    config = hypernet_config(target_config, ("o_proj", "down_proj"), row_gate=True)
+    features = context_features(decoder, config, tokens)
+    mask = jnp.ones((3, 20), bool)
+    params = init_hypernet(config, 0)
+    graphdef, abstract = abstract_hypernet(config)
+    plain = build(dataclasses.replace(config, row_gate=False))(features, mask)
+    assert {k: v.shape for k, v in abstract["gate"].items()} == {"weight": (4, 2, 16), "bias": (4, 2, 2)}
+
+    nearly_open = nnx.merge(graphdef, params)(features, mask)
+    for name, factors in plain.items():
+        close(nearly_open[name]["A"], factors["A"])
+        close(nearly_open[name]["B"], factors["B"] * jax.nn.sigmoid(3.0))
+
+    # Shut where the embedding points away from the gate's vector; one row of one layer's o_proj shut by its bias.
+    shut = params["gate"]["bias"].at[2, 1, 0].set(-100.0)
+    vector = 40 * jax.random.normal(jax.random.key(1), params["gate"]["weight"].shape)
+    gated = nnx.merge(graphdef, params | {"gate": {"weight": vector, "bias": shut}})(features, mask)
+    assert not np.any(gated["o_proj"]["B"][:, 2, 0]) and np.any(plain["o_proj"]["B"][:, 2, 0])
+    share = np.linalg.norm(gated["down_proj"]["B"], axis=-1) / np.linalg.norm(plain["down_proj"]["B"], axis=-1)
+    assert share.min() < 0.1 and share.max() > 0.9 and share.max() <= 1 + 1e-6
 
 
 def test_bad_configs_are_named(target_config):

@@ -111,6 +111,25 @@ def test_a_run_leaves_scalars_checkpoints_and_its_result(whole):
     assert description["card"]["updates"] == 7 and description["card"]["max_chunk_len"] == 24
 
 
+def test_a_run_starts_from_another_ones_result(config, whole, tmp_path):
+    """With the same function; a hypernetwork of another shape is refused before anything is trained."""
+    earlier = whole[0] / "hypernet"
+    with config.copy_and_resolve_references().unlocked() as more:
+        more.init = str(earlier)
+        more.lr = 0.0
+        more.hypernet.row_gate = True
+    loop.train(more, tmp_path / "gated")
+    hyper, params, _ = load_hypernet(tmp_path / "gated" / "hypernet")
+    gate = params.pop("gate")
+    assert hyper.row_gate and not np.any(gate["weight"]) and np.all(gate["bias"] == 3)
+    jax.tree.map(np.testing.assert_array_equal, params, load_hypernet(earlier)[1])
+
+    with more.unlocked():
+        more.hypernet.rank = 4
+    with pytest.raises(UserError, match="another hypernetwork than config.hypernet: rank is 2 there and 4 here"):
+        loop.train(more, tmp_path / "other")
+
+
 class _Killed(BaseException):
     pass
 
