@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.lr_multipliers.gate = 30.0  # one vector a layer, and hundreds of updates to turn it
     config.max_chunk_len = 2048
     stage = config.stages.chunks
-    stage.update({"contexts": 16, "max_tokens": 1024, "max_chunk_len": 512, "chunk_counts": (1, 1, 2, 4, 8, 16, 32)})
-    stage.update({"max_chunks": 32, "chunks": 128, "row_chunks": 8, "ctx_rows": 24, "steps": 400, "final": 0.05})
+    stage.update({"contexts": 12, "max_tokens": 768, "max_chunk_len": 384, "chunk_counts": (1, 1, 2, 4, 8, 16, 32)})
+    stage.update({"max_chunks": 32, "chunks": 80, "row_chunks": 8, "ctx_rows": 20, "steps": 400, "final": 0.05})
     return config

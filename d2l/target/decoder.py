@@ -4,8 +4,8 @@ Letters: B batch, T tokens, S cache slots, L layers, D hidden, F MLP width, N qu
 V vocabulary, C contexts (adapters), R rank.
 
 Parameter names and the [out, in] layout are Hugging Face's. Layers come in one of two forms: stacked on a leading
-layer axis and scanned (training, sharding, short compiles), or one by one (`unstack`), which on a CPU decodes about
-2.5 times faster, since a scan copies each layer's weights out of the stack.
+layer axis and scanned (training, sharding, short compiles), or one by one (`unstack_params`), which on a CPU decodes
+about 2.5 times faster, since a scan copies each layer's weights out of the stack; their matrices are [in, out].
 """
 
 import operator
@@ -27,16 +27,16 @@ from d2l.target.splash import splash_attention, usable
 Params = dict[str, Any]
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
-# Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step.
+# Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step. Another
+# tenth is what [in, out] takes off it: a CPU's product of few rows has to turn [out, in] over first.
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def times(
-    x_BTi: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None, *, spec: str = "bti,oi->bto", out: int = 0
-) -> jax.Array:
-    """W x with the sum in `dtype` (default: that of x); `out` is the axis of `w` that is the output's last."""
+def times(x_BTi: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None, *, layout: str = "oi") -> jax.Array:
+    """W x with the sum in `dtype` (default: that of x); `layout` is "oi" for `w` `[out, in]`, "io" for `[in, out]`."""
+    spec, out = f"bti,{layout}->bto", layout.index("o")
     if x_BTi.shape[0] * x_BTi.shape[1] > 1 or x_BTi.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
         return mesh.product(spec, x_BTi, w, out=out, dtype=dtype)
     # XLA multiplies a single bfloat16 row on a CPU at a tenth of the rate of two rows.
@@ -54,26 +54,29 @@ def low_rank(x_BTi: jax.Array, ab: dict[str, jax.Array], split: str | None = Non
     A = mesh.reshard(ab["A"].astype(x_BTi.dtype), None, None, mesh.split_of(x_BTi, 2))
     B = mesh.reshard(ab["B"].astype(x_BTi.dtype), None, None, split)
     one = A.shape[0] == 1
-    h_BTR = times(x_BTi, A[0], spec="bti,ri->btr") if one else mesh.product("bti,bri->btr", x_BTi, A, out=1)
+    h_BTR = times(x_BTi, A[0]) if one else mesh.product("bti,bri->btr", x_BTi, A, out=1)
     if "gate" in ab:
         h_BTR = h_BTR * ab["gate"].astype(h_BTR.dtype)
     if one:
-        return times(h_BTR, B[0], spec="btr,ro->bto", out=1)
+        return times(h_BTR, B[0], layout="io")
     return mesh.product("btr,bro->bto", h_BTR, B, out=2)
 
 
-def linear(x_BTi: jax.Array, w_oi: jax.Array, ab: dict[str, jax.Array] | None = None) -> jax.Array:
-    """y = W x, plus what the adapter `ab` adds (see `low_rank`)."""
-    y_BTo = times(x_BTi, w_oi)
-    return y_BTo if ab is None else y_BTo + low_rank(x_BTi, ab, mesh.split_of(w_oi, 0))
+def linear(module: nnx.Module, name: str, x_BTi: jax.Array, adapter: dict[str, Any]) -> jax.Array:
+    """y = W x with the weight `name` of `module`, plus what the adapter has for it (see `low_rank`)."""
+    w, layout = getattr(module, name)[...], module.layout
+    y_BTo = times(x_BTi, w, layout=layout)
+    if name not in adapter:
+        return y_BTo
+    return y_BTo + low_rank(x_BTi, adapter[name], mesh.split_of(w, layout.index("o")))
 
 
 def linears(module: nnx.Module, joined: str, x_BTi: jax.Array, adapter: dict[str, Any]) -> list[jax.Array]:
     """The products of `module` with one input, `JOINED[joined]`: with one weight, or with one of each name."""
     names = JOINED[joined]
     if not hasattr(module, joined):
-        return [linear(x_BTi, getattr(module, name)[...], adapter.get(name)) for name in names]
-    y_BTo, parts, start = times(x_BTi, getattr(module, joined)[...]), [], 0
+        return [linear(module, name, x_BTi, adapter) for name in names]
+    y_BTo, parts, start = times(x_BTi, getattr(module, joined)[...], layout=module.layout), [], 0
     for name in names:
         end = start + module.config.module_sizes[name][1]
         part_BTo, start = y_BTo[..., start:end], end
@@ -109,12 +112,14 @@ def norm_param(config: TargetConfig, shape: tuple[int, ...]) -> nnx.Param:
 
 
 def add_weights(module: nnx.Module, names: Sequence[str], stack: tuple[int, ...], init: Callable) -> None:
-    """The weights of `names`, each `[*stack, out, in]`; of a layer that stands alone (`stack` is ()) joined ones."""
+    """The weights of `names`, each `[*stack, out, in]`; of a layer that stands alone (`stack` is ()) joined ones,
+    `[in, out]`."""
     sizes = module.config.module_sizes
+    module.layout = "oi" if stack else "io"
     joined = {} if stack else {key: parts for key, parts in JOINED.items() if set(parts) <= set(names)}
     for key, parts in (joined | {name: (name,) for name in names if name not in sum(joined.values(), ())}).items():
-        shape = sum(sizes[name][1] for name in parts), sizes[parts[0]][0]
-        setattr(module, key, nnx.Param(init((*stack, *shape))))
+        width = {"o": sum(sizes[name][1] for name in parts), "i": sizes[parts[0]][0]}
+        setattr(module, key, nnx.Param(init((*stack, *(width[axis] for axis in module.layout)))))
 
 
 class Attention(nnx.Module):
@@ -153,7 +158,7 @@ class Attention(nnx.Module):
         else:
             mask = {name: value for name, value in mask.items() if name not in ("fresh", "sliding")}
             o_BTNH = attend(q_BTNH, k_BKSH, v_BKHS, **mask, **options)
-        return linear(o_BTNH.reshape(B, T, -1), self.o_proj[...], adapter.get("o_proj")), cache
+        return linear(self, "o_proj", o_BTNH.reshape(B, T, -1), adapter), cache
 
 
 class MLP(nnx.Module):
@@ -166,7 +171,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD, adapter):
         gate_BTF, up_BTF = linears(self, "gate_up_proj", x_BTD, adapter)
-        return linear(self.act(gate_BTF) * up_BTF, self.down_proj[...], adapter.get("down_proj"))
+        return linear(self, "down_proj", self.act(gate_BTF) * up_BTF, adapter)
 
 
 class Block(nnx.Module):
@@ -359,18 +364,18 @@ def stack_params(params: Params, config: TargetConfig) -> Params:
 
 
 def _join(weights: Params) -> Params:
-    """Weights `[out, in]` by name, those of `JOINED` as one."""
+    """Weights `[out, in]` by name as a layer that stands alone has them: some as one, matrices `[in, out]`."""
     joined = {key: names for key, names in JOINED.items() if set(names) <= set(weights)}
-    rest = {name: w for name, w in weights.items() if name not in sum(joined.values(), ())}
-    return rest | {key: jnp.concatenate([weights[name] for name in names]) for key, names in joined.items()}
+    rest = {name: w.T if w.ndim == 2 else w for name, w in weights.items() if name not in sum(joined.values(), ())}
+    return rest | {key: jnp.concatenate([weights[name] for name in names]).T for key, names in joined.items()}
 
 
 def _part(weights: Params, config: TargetConfig) -> Params:
     """The inverse of `_join`."""
-    out = {name: w for name, w in weights.items() if name not in JOINED}
+    out = {name: w.T if w.ndim == 2 else w for name, w in weights.items() if name not in JOINED}
     for key in set(weights) & set(JOINED):
         ends = np.cumsum([config.module_sizes[name][1] for name in JOINED[key]])
-        out |= zip(JOINED[key], jnp.split(weights[key], ends[:-1]), strict=True)
+        out |= zip(JOINED[key], jnp.split(weights[key].T, ends[:-1]), strict=True)
     return out
 
 
