@@ -6,7 +6,7 @@ Both sides run in one go and take turns, each in float32 and in bfloat16, of whi
 rounds. torch lives in the environment that `make parity` makes. Prints one JSON object:
 
     prefill_ratio      our seconds over theirs for a prompt of 1,024 tokens, goal <= 1.3
-    decode_ratio       our tokens per second over theirs, greedy, one row, goal >= 2
+    decode_ratio       our tokens per second over theirs, greedy, one row, another question each round, goal >= 2
     internalize_ratio  our seconds to internalize 1,024 tokens over theirs for that prefill, goal <= 1.0
     linear_r2          of a line through seconds over document tokens, goal >= 0.99
     memory_growth      peak memory of the longest document over that of 8,192 tokens, the adapters' own bytes taken off
@@ -37,14 +37,23 @@ from d2l.data.niah import NOISE
 from d2l.errors import UserError
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.hypernet.store import save_hypernet
+from d2l.target.generate import Generator
 from d2l.target.tokenizer import Tokenizer
 from d2l.target.weights import load_target
 from d2l.train.sections import hypernet_config
 
-PROMPT, DECODE_PROMPT, DECODED = 1024, 64, 96
+PROMPT, DECODED = 1024, 96
+QUESTIONS = (
+    "Write a short story about a fox who learned to sing.",
+    "What is the capital of France, and what is it known for?",
+    "Explain to a child how a rainbow forms.",
+    "Give me five tips for a first visit to Japan.",
+    "Why do leaves change their colour in autumn?",
+)
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 BASE_LENGTH = 8192  # memory is compared with that of a document of so many tokens
 WAYS = ("loop", "generate")
+OUR_WAYS = ("", " without guesses")
 
 
 def text_of(tokenizer: Tokenizer, tokens: int) -> str:
@@ -70,14 +79,18 @@ class Ours:
 
     def __init__(self, hypernet: pathlib.Path):
         self.models = {dtype: d2l.load(hypernet=hypernet, dtype=dtype) for dtype in DTYPES}
+        self.generators = {}
+        for dtype, model in self.models.items():
+            plain = Generator(model.target.config, model.generator.params, guess=False)
+            self.generators |= {(dtype, OUR_WAYS[0]): model.generator, (dtype, OUR_WAYS[1]): plain}
 
     def prefill(self, dtype: str, ids: list[int]) -> float:
         start = time.perf_counter()
         self.models[dtype].generator.generate([ids], max_new_tokens=1)
         return time.perf_counter() - start
 
-    def decode(self, dtype: str, ids: list[int], count: int) -> float:
-        stream = self.models[dtype].generator.stream([ids], max_new_tokens=count + 1)
+    def decode(self, dtype: str, ids: list[int], count: int, way: str) -> float:
+        stream = self.generators[dtype, way].stream([ids], max_new_tokens=count + 1)
         next(stream)
         start = time.perf_counter()
         assert len(list(stream)) == count
@@ -94,15 +107,17 @@ def compare(hypernet: pathlib.Path, rounds: int) -> dict[str, Any]:
     theirs, ours = TorchSide("benchmarks.torch_cpu"), Ours(hypernet)
     tokenizer = ours.models["float32"].tokenizer
     text = text_of(tokenizer, PROMPT)
-    long, short = tokenizer.encode(text), tokenizer.encode(text)[:DECODE_PROMPT]
+    long, (prefix, suffix) = tokenizer.encode(text), tokenizer.turn_wrapper
+    questions = [[*prefix, *tokenizer.encode(question), *suffix] for question in QUESTIONS]
     seconds: dict[str, list[float]] = {}
     for turn in range(rounds + 1):  # the first one compiles and warms up
-        taken = {}
+        taken, short = {}, questions[turn % len(questions)]
         for dtype in DTYPES:
             taken[f"ours prefill {dtype}"] = ours.prefill(dtype, long)
             taken[f"torch prefill {dtype}"] = theirs.ask("prefill", dtype, long)
             taken[f"ours internalize {dtype}"] = ours.internalize(dtype, text)
-            taken[f"ours decode {dtype}"] = ours.decode(dtype, short, DECODED)
+            for way in OUR_WAYS:
+                taken[f"ours decode {dtype}{way}"] = ours.decode(dtype, short, DECODED, way)
             for way in WAYS:
                 taken[f"torch decode {dtype} {way}"] = theirs.ask("decode", dtype, short, DECODED, way)
         progress(f"round {turn} of {rounds}: " + ", ".join(f"{k} {v:.2f}" for k, v in taken.items()))

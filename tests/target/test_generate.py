@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2l.errors import UserError
@@ -124,6 +124,49 @@ def test_one_decode_step_compiles_for_many_lengths(target):
     # Prompts of up to 32 tokens with caches of 32 or 64 slots.
     assert generator._prefill._cache_size() == 2
     assert generator._continue._cache_size() == 2
+
+
+@pytest.fixture(scope="module")
+def guesser(target):
+    return Generator(target.config, target.params, guess=True)
+
+
+def test_guesses_change_no_token(target, generator, guesser):
+    for prompt in prompts_of([1, 7, 31, 40]):
+        for adapter in (None, random_adapter(target.config, 1, 2)):
+            for sampling in (None, Sampling(temperature=0.3, seed=5)):
+                options = {"adapter": adapter, "sampling": sampling}
+                expected = generator.generate([prompt], max_new_tokens=40, **options)
+                assert guesser.generate([prompt], max_new_tokens=40, **options) == expected
+                assert guesser.generate([prompt], max_new_tokens=1, **options) == [expected[0][:1]]
+                options["stop_ids"] = [expected[0][9]]
+                stopped = generator.generate([prompt], max_new_tokens=40, **options)
+                assert guesser.generate([prompt], max_new_tokens=40, **options) == stopped
+
+
+def test_guesses_save_steps_where_a_text_repeats_itself(target, monkeypatch):
+    # With nothing added to the embedding, a token follows from the one before it, and a cycle from that.
+    def silent(path, array):
+        return array * 0 if any(key.key in ("o_proj", "down_proj") for key in path) else array
+
+    params = jax.tree_util.tree_map_with_path(silent, target.params)
+    plain, guesser = (Generator(target.config, params, guess=guess) for guess in (False, True))
+    pairs = []
+    real = guesser._pair
+    monkeypatch.setattr(guesser, "_pair", lambda *args: pairs.append(0) or real(*args))
+    tokens = plain.generate([[1, 2, 3]], max_new_tokens=120)
+    assert guesser.generate([[1, 2, 3]], max_new_tokens=120) == tokens
+    assert len(set(tokens[0])) < 60 and len(pairs) < 100
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 5))
+def test_a_guess_follows_the_longest_match(ids, more):
+    guess = int(generate.guess_next(jnp.array(ids + [9] * (more + 1), jnp.int32), jnp.int32(len(ids))))
+    ends = range(len(ids) - 1)
+    common = [next((n for n in range(3) if end < n or ids[end - n] != ids[-1 - n]), 3) for end in ends]
+    if common and max(common):
+        assert guess == ids[max(end for end in ends if common[end] == max(common)) + 1]
 
 
 @given(st.integers(1, 100_000), st.sampled_from([1, 32]), st.sampled_from([4, 8]))
