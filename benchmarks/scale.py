@@ -11,6 +11,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from d2l.cli_config import read_hypernet_config
 from d2l.data.pack import Shapes
@@ -49,26 +50,27 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="only the table of the formulas")
     args = parser.parse_args()
     if not args.growth:
-        print("\n".join(compiled_table()), end="\n\n")
+        for line in compiled_table():
+            print(line, flush=True)
+        print()
     print("\n".join(growth_table()))
 
 
 # ---------------------------------------------------------------- compiled
 
 
-def compiled_table() -> list[str]:
-    """One line for each case: bytes of a chip, FLOPs, collectives, seconds to compile."""
-    lines = [
+def compiled_table() -> Iterator[str]:
+    """One line for each case, as it is done: bytes of a chip, FLOPs, collectives, seconds to compile."""
+    yield (
         "| config | chips | mesh data x fsdp x model | arguments | temporaries | bytes per chip | of | internalize "
-        "| PFLOP a step | gathered | summed | compiled in |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "| PFLOP a step | gathered | summed | compiled in |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for config, topology in CASES:
         command = [sys.executable, "-m", "d2l.cli", "aot", "--config", f"configs/{config}.py", "--topology", topology]
         print(*command[1:], file=sys.stderr, flush=True)
         done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, check=True, text=True)
-        lines.append(compiled_line(config, json.loads(done.stdout)))
-    return lines
+        yield compiled_line(config, json.loads(done.stdout))
 
 
 def compiled_line(config: str, report: dict) -> str:
