@@ -143,7 +143,8 @@ def make_update(
         def answer(x_QTD, row_R, index_R):
             ce_R, hit_R = losses.cross_entropy(decoder.unembed, x_QTD[row_R, index_R], batch["response_tokens"])
             wrong_Q = jax.ops.segment_max(real_R * (1.0 - hit_R), row_R, num_segments=Q)
-            return jnp.sum(ce_R * real_R) / jnp.sum(real_R), jnp.mean(1.0 - wrong_Q)
+            # Of a row without a response the maximum is -inf: shapes may have room for more rows than there are.
+            return jnp.sum(ce_R * real_R) / jnp.sum(real_R), jnp.mean(wrong_Q == 0.0, where=wrong_Q >= 0.0)
 
         row_R, index_R = batch["teacher_row"], batch["teacher_index"]
         count_Q = jnp.sum(batch["teacher_segments"] >= 0, axis=1)

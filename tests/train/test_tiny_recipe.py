@@ -64,6 +64,11 @@ def test_target_retrieves_in_context(trained):
     assert found["no_context"] <= 0.05
 
 
+def test_exact_match_is_a_share_where_shapes_have_room_for_more_rows(tmp_path):
+    config = only_stage(config_of("niah_tiny_target"), "full", steps=1, warmup=0)
+    assert 0.0 <= train_target(config, tmp_path)["exact"] <= 1.0
+
+
 def test_hypernetwork_learns_what_the_prompt_lacks(trained, tmp_path):
     metrics = train(hypernet_config(trained[0] / "target", 120), tmp_path)
     assert metrics["ce"] < 0.8 * NO_DOCUMENT
