@@ -2,8 +2,9 @@
 
     python -m benchmarks.train_step [--rounds 5]
 
-One run, all sides in turns, medians of the rounds; torch lives in the environment that `make parity` makes. Prints one
-JSON object:
+One run, all sides in turns, medians of the rounds; torch lives in the environment that `make parity` makes. The three
+parts run one after the other in processes of their own, with the allocator's settings of `launch/cpu_env.sh`. Prints
+one JSON object:
 
     share_of_peak  model FLOPs of a step of `configs/niah_smollm2.py` (haystacks to 256 tokens) over its seconds, as a
                    share of the rate of one large bfloat16 product measured in the same round, goal >= 0.55
@@ -20,6 +21,7 @@ import functools
 import json
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from benchmarks.torch_side import DTYPES, TorchSide
+from benchmarks.torch_side import DTYPES, ROOT, TorchSide
 from configs.niah_smollm2 import get_config
 from d2l.data.batch import NeedleBatches
 from d2l.errors import UserError
@@ -87,9 +89,9 @@ def peak_rate() -> float:
     return 2 * PEAK**3 / (time.perf_counter() - start)
 
 
-def growth(target: LoadedTarget, rounds: int) -> dict[str, Any]:
+def growth(rounds: int) -> dict[str, Any]:
     """Share of the product rate at the config's batch, and seconds over contexts."""
-    config = get_config()
+    config, target = get_config(), load_target(dtype="bfloat16")
     hyper = hypernet_config(config.hypernet.to_dict(), target.config)
     steps = {contexts: Step(target, hyper, contexts, config.dtype) for contexts in CONTEXTS}
     seconds: dict[int, list[float]] = {contexts: [] for contexts in CONTEXTS}
@@ -115,10 +117,9 @@ def growth(target: LoadedTarget, rounds: int) -> dict[str, Any]:
     }
 
 
-def input_wait(updates: int = 10) -> float:
+def input_wait(rounds: int) -> dict[str, float]:
     """Share of the time of `d2l train` that goes into waiting for batches, the first two updates left out."""
-    config = get_config()
-    stage = haystacks()
+    config, stage, updates = get_config(), haystacks(), 2 * rounds
     config.stages = {
         "haystack": {name: stage[name] for name in stage if name != "lr"} | {"steps": updates, "warmup": 2}
     }
@@ -126,11 +127,13 @@ def input_wait(updates: int = 10) -> float:
     with tempfile.TemporaryDirectory() as workdir:
         train(config, workdir)
         rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-    return statistics.mean(row["input/wait"] for row in rows[2:])
+    return {"input_wait": statistics.mean(row["input/wait"] for row in rows[2:])}
 
 
-def compare(target: LoadedTarget, rounds: int) -> dict[str, Any]:
+def compare(rounds: int) -> dict[str, Any]:
     """The step of the fixtures' network here and in torch, on one batch."""
+    targets = {dtype: load_target(dtype=dtype) for dtype in DTYPES}
+    target = targets["bfloat16"]
     sizes = {
         name: (size,) for name, size in zip(("d_in", "d_out"), target.config.module_sizes["down_proj"], strict=True)
     }
@@ -146,7 +149,6 @@ def compare(target: LoadedTarget, rounds: int) -> dict[str, Any]:
         scaler_b_init=0.01,
         **sizes,
     )
-    targets = {"bfloat16": target, "float32": load_target(dtype="float32")}
     ours = {dtype: Step(targets[dtype], hyper, COMPARED, dtype) for dtype in DTYPES}
     theirs = TorchSide("benchmarks.torch_train")
     seconds: dict[str, list[float]] = {}
@@ -194,15 +196,29 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+PARTS = {"growth": growth, "input_wait": input_wait, "compare": compare}
+
+
+def measure(part: str, rounds: int) -> dict[str, Any]:
+    """What a part prints, run in a process of its own."""
+    # One arena of glibc, where jemalloc is missing: no checkpoint is written here after which it would grow.
+    run = 'source launch/cpu_env.sh; MALLOC_ARENA_MAX=1 exec "$@"'
+    command = [sys.executable, "-m", "benchmarks.train_step", "--part", part, "--rounds", str(rounds)]
+    done = subprocess.run(["bash", "-c", run, "bash", *command], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--part", choices=PARTS, help="only one of the parts, in this process")
     args = parser.parse_args()
-    if args.rounds < 1:
-        raise UserError("give 1 round or more.")
-    target = load_target(dtype="bfloat16")
-    result = growth(target, args.rounds) | {"input_wait": input_wait()} | compare(target, args.rounds)
-    print(json.dumps(result, indent=2))
+    if args.rounds < 2:
+        raise UserError("give 2 rounds or more.")
+    if args.part:
+        print(json.dumps(PARTS[args.part](args.rounds)))
+    else:
+        print(json.dumps(functools.reduce(dict.__or__, (measure(part, args.rounds) for part in PARTS)), indent=2))
     return 0
 
 
