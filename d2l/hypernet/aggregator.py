@@ -37,6 +37,19 @@ def linear(x: jax.Array, weight: nnx.Param) -> jax.Array:
     return mesh.product("nti,oi->nto", x, weight[...], out=0)
 
 
+@jax.custom_vjp
+def whole_gradient(x: jax.Array) -> jax.Array:
+    """x, whose gradient is computed before anything is made of it.
+
+    A CPU turns the gradient of a product's output over for that of its weight. Fused with the elementwise gradients
+    before it, that takes twenty times as long.
+    """
+    return x
+
+
+whole_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (jax.lax.optimization_barrier(gradient),))
+
+
 def attend(q_NQHh: jax.Array, k_NTKh: jax.Array, v_NTKh: jax.Array, mask_NQT: jax.Array | None) -> jax.Array:
     """Grouped-query attention `[N, Q, H, h]` with the softmax in float32; a query that sees nothing takes the mean.
 
@@ -64,7 +77,8 @@ class GatedMLP(nnx.Module):
         self.down_proj = uniform_linear(rngs, d_hidden, d_out)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return linear(jax.nn.silu(linear(x, self.gate_proj)) * linear(x, self.up_proj), self.down_proj)
+        gate, up = (whole_gradient(linear(x, weight)) for weight in (self.gate_proj, self.up_proj))
+        return linear(jax.nn.silu(gate) * up, self.down_proj)
 
 
 class LatentAttention(nnx.Module):
