@@ -42,8 +42,8 @@ fi
 [[ -e "$RUNS/pages" ]] || d2l data biographies --samples "$PAGES" --lengths 64-256 --out "$RUNS/pages"
 
 # ---------------------------------------------------------------- questions, answers and their probabilities
-d2l selfgen "${learn[@]}" --passage-tokens 256 --per-round 2 --limit "$PASSAGES" --out "$RUNS/learn"
-d2l selfgen "${held_out[@]}" --passage-tokens 256 --per-round 2 --limit "$HELD_OUT" --out "$RUNS/held_out"
+d2l selfgen "${learn[@]}" --passage-tokens 256 --per-round 2 --closed-qa 0.8 --limit "$PASSAGES" --out "$RUNS/learn"
+d2l selfgen "${held_out[@]}" --passage-tokens 256 --per-round 2 --closed-qa 0.8 --limit "$HELD_OUT" --out "$RUNS/held_out"
 d2l selfgen "$RUNS/pages" --questions keep --closed-qa 0.5 --max-new-tokens 48 --out "$RUNS/learn_pages"
 
 # ---------------------------------------------------------------- hypernetwork

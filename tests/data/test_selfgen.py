@@ -17,6 +17,7 @@ from d2l.data import jsonl
 from d2l.data.niah import NOISE
 from d2l.data.record import Query, Record
 from d2l.data.selfgen import parts, run
+from d2l.data.selfgen import questions as questions_module
 from d2l.data.selfgen.answers import CLOSED_QA
 from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
@@ -137,7 +138,8 @@ def test_killed_anywhere_and_in_shards_it_writes_the_same_bytes(
         selfgen([questions], tmp_path / "shards", target, dataclasses.replace(KEEP, seed=1))
 
 
-def test_the_second_round_asks_about_other_parts_and_is_told_what_was_asked(tokenizer):
+def test_the_second_round_asks_about_other_parts_and_is_told_what_was_asked(tokenizer, monkeypatch):
+    monkeypatch.setattr(questions_module, "STARTS", ("Question: What",))
     prompts = []
 
     class Scripted:
@@ -146,10 +148,11 @@ def test_the_second_round_asks_about_other_parts_and_is_told_what_was_asked(toke
         def __init__(self):
             self.tokenizer = tokenizer
 
-        def reply(self, read, asked, max_new_tokens, temperature, seed, *, start):
+        def reply(self, read, asked, max_new_tokens, temperature, seed, *, starts):
+            assert starts == ["Question: What"] * len(asked)
             prompts.append([question for _, question in asked])
-            replies = [" What of this is known here?\nAnswer: This.", f" What is number {len(prompts)}?\nAnswer: One."]
-            replies += [" no question", " What is it, then?"]
+            replies = [" of this is known here?\nAnswer: This.", f" is number {len(prompts)}?\nAnswer: One."]
+            replies += [" no question", " is it, then?"]
             return [tokenizer.encode(replies[place % 4]) for place in range(len(asked))]
 
     text = " ".join(f"The number of part {i} is {i}." for i in range(8))
@@ -182,6 +185,12 @@ Question 2: When did she
 move to Paris?
 Answer: 1891
 
+Question: "Who gave polonium its name?"
+
+Possible answer:
+
+"She did."
+
 Q3. A statement, not a question.
 A3. None
 
@@ -193,6 +202,7 @@ Question: What comes last?"""
     assert pairs == [
         ("Where was Marie Curie born?", "In Warsaw."),
         ("When did she move to Paris?", "1891"),
+        ("Who gave polonium its name?", "She did."),
     ]
     assert malformed == 4
     assert parse_pairs("I cannot do that.") == ([], 0)

@@ -63,15 +63,18 @@ class Chat:
         temperature: float,
         seed: int,
         *,
-        start: str = "",
+        starts: Sequence[str] | None = None,
     ) -> list[list[int]]:
         """Token ids of the reply to each (document, question), without the end token.
 
         Args:
-          start: how every reply begins; not among the ids.
+          starts: how each reply begins, not among the ids; None: however it does.
         """
-        begun = self.tokenizer.encode(start)
-        branches = [Branch(document, [*self.ids(question), *begun]) for document, question in asked]
+        starts = [""] * len(asked) if starts is None else starts
+        branches = [
+            Branch(document, [*self.ids(question), *self.tokenizer.encode(start)])
+            for (document, question), start in zip(asked, starts, strict=True)
+        ]
         out: list[list[int]] = [[] for _ in branches]
         for batch in self._batches(prefixes, [len(b.ids) + max_new_tokens for b in branches]):
             replies = self.generator.generate_after(

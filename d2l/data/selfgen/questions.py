@@ -11,28 +11,36 @@ from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
 from d2l.target.prefix import Prefixes
 
-ASK = 'Write a question that the text above answers, and its answer, about this part of the text: "{part}"'
+ASK = """Part of the text above: "{part}"
+
+Write a short question about it. Use this form:
+Question: ...?
+Answer: ..."""
 AGAIN = "\nThe question asks for something else than these do:\n{known}"
-START = "Question:"  # of every reply: small models keep to a form that they find begun
+# Of the replies, drawn: small models keep to a form that they find begun, and ask the same again where they may.
+STARTS = tuple(f"Question: {word}" for word in ("What", "How", "Which", "Why", "When", "Where"))
 PAIR_TOKENS = 80  # of a question and its answer
 MIN_WORDS, MAX_WORDS = 4, 60
+AROUND = '* "\u201c\u201d'  # a question or an answer: Markdown and quotes
 
 _QUESTION = re.compile(r"^[\s*#>-]*(?:\d+[.):]\s*)?\**Q(?:uestion)?\s*\d*\s*\**\s*[:.]\s*\**\s*", re.I | re.M)
-_ANSWER = re.compile(r"^[\s*#>-]*(?:The )?A(?:nswer)?(?: is)?\s*\d*\s*\**\s*[:.]\s*\**\s*", re.I | re.M)
+_ANSWER = re.compile(
+    r"^[\s*#>-]*(?:The |A )?(?:possible )?A(?:nswer)?(?: is)?\s*\d*\s*\**\s*[:.]\s*\**\s*", re.I | re.M
+)
 _PART = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
 
 def parse_pairs(reply: str) -> tuple[list[tuple[str, str]], int]:
     """Pairs of question and answer out of a reply, and how many were malformed.
 
-    A pair is `Question: ...`, then `Answer: ...` on a line of its own; numbers and Markdown before the words do not
-    matter. It is malformed without an answer, or if the question is not 4 to 60 words that end in a question mark.
+    A pair is `Question: ...`, then `Answer: ...` on a line of its own; numbers, Markdown and quotes around them do
+    not matter. It is malformed without an answer, or if the question is not 4 to 60 words that end in a question mark.
     """
     pairs, malformed = [], 0
     for block in _QUESTION.split(reply)[1:]:
         parts = _ANSWER.split(block, maxsplit=1)
-        question = " ".join(parts[0].split()).strip("* ")
-        answer = " ".join(parts[1].split("\n\n")[0].split()).strip("* ") if len(parts) == 2 else ""
+        question = " ".join(parts[0].split()).strip(AROUND)
+        answer = " ".join(parts[1].strip().split("\n\n")[0].split()).strip(AROUND) if len(parts) == 2 else ""
         if answer and question.endswith("?") and MIN_WORDS <= len(question.split()) <= MAX_WORDS:
             pairs.append((question, answer))
         else:
@@ -68,11 +76,12 @@ def ask_questions(
             for i, known in enumerate(found)
             for part in drawn[i][number * config.per_round : (number + 1) * config.per_round]
         ]
+        starts = [STARTS[rng.integers(len(STARTS))] for _ in asked]
         seed = int(rng.integers(1 << 30))
-        replies = chat.reply(read, asked, PAIR_TOKENS, config.question_temperature, seed, start=START)
+        replies = chat.reply(read, asked, PAIR_TOKENS, config.question_temperature, seed, starts=starts)
         tokens += sum(map(len, replies))
-        for (i, _), reply in zip(asked, replies, strict=True):
-            pairs, malformed = parse_pairs(START + chat.tokenizer.decode(reply))
+        for (i, _), start, reply in zip(asked, starts, replies, strict=True):
+            pairs, malformed = parse_pairs(start + chat.tokenizer.decode(reply))
             if not pairs:
                 dropped["malformed"] += malformed
                 continue
