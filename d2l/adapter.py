@@ -157,7 +157,8 @@ def compose(
         for name, ab in chunks.items()
     }
     factors = place(buffer, chunks, context_N, slot_N)
-    counts_C = jnp.zeros(num_contexts, jnp.int32).at[_drop_negative(context_N, num_contexts)].add(1, mode="drop")
+    kept_N = jnp.where(context_N < 0, num_contexts, context_N)  # past the end: dropped
+    counts_C = jnp.zeros(num_contexts, jnp.int32).at[kept_N].add(1, mode="drop")
     if bias is not None:
         factors = place_bias(factors, bias, counts_C)
     return factors, (counts_C + extra) * rank
@@ -166,15 +167,18 @@ def compose(
 def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Array) -> Factors:
     """Write chunks `[N, L, r, d]` into rows slot * r .. slot * r + r - 1 of their contexts in `[L, C, R, d]`.
 
-    Chunks of a negative context are dropped.
+    Chunks of a negative context are dropped; no two others may share context and slot.
     """
 
     def write(buffer_LCRd, chunk_NLrd):
         C, r = buffer_LCRd.shape[1], chunk_NLrd.shape[2]
         rows_Nr = slot_N[:, None] * r + jnp.arange(r)[None, :]
-        index_N1 = _drop_negative(context_N, C)[:, None]
+        # Dropped ones past the end, each at a place of its own: unless all indices are unique, JAX differentiates through
+        # an integer array of the buffer's shape, which says who wrote last.
+        index_N = jnp.where(context_N < 0, C + jnp.arange(len(context_N)), context_N)
         chunk_LNrd = jnp.swapaxes(chunk_NLrd, 0, 1).astype(buffer_LCRd.dtype)
-        return buffer_LCRd.at[:, index_N1, rows_Nr].set(chunk_LNrd, mode="drop")
+        place = buffer_LCRd.at[:, index_N[:, None], rows_Nr]
+        return place.set(chunk_LNrd, mode="drop", unique_indices=True)
 
     return jax.tree.map(write, buffer, chunks)
 
@@ -184,11 +188,6 @@ def place_bias(buffer: Factors, bias: Factors, counts_C: jax.Array) -> Factors:
     C = counts_C.shape[0]
     copies = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (C, *a.shape)), bias)
     return place(buffer, copies, jnp.arange(C), counts_C)
-
-
-def _drop_negative(index_N: jax.Array, size: int) -> jax.Array:
-    """Negative indices moved past the end, where a scatter drops them."""
-    return jnp.where(index_N < 0, size, index_N)
 
 
 def merge(params: dict, adapter: Adapter, context: int = 0) -> dict:

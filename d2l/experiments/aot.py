@@ -89,7 +89,7 @@ def compile_program(function: Callable[..., Any], args: tuple[Any, ...], mesh: M
     """Compile a jitted function for the devices that its abstract arguments are sharded over.
 
     Returns:
-      Bytes of one chip (`arguments`, `results` that share no memory with them, `temporaries`, `code`, and their sum
+      Bytes of one chip (`arguments`, `results` that share no memory with them, `temporaries`, `code`, their sum
       `bytes_per_chip`), `flops` of all chips together, counted from shapes, `collectives` of one chip by kind, and
       `compile_seconds`.
 
@@ -110,10 +110,11 @@ def compile_program(function: Callable[..., Any], args: tuple[Any, ...], mesh: M
                 "smaller packs."
             ) from error
     memory = compiled.memory_analysis()
+    # Not `temp_size_in_bytes`, which counts buffers that share their place again: it may exceed the chip's memory.
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
+        "temporaries": memory.total_allocation_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
     return parts | {
