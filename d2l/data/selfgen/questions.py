@@ -95,9 +95,9 @@ def ask_questions(
 
 
 def longest_prompt(config: SelfgenConfig) -> str:
-    """A prompt as long as those of round two get."""
+    """A prompt as long as those of round two get, with how its reply begins."""
     words = "word " * MAX_WORDS
-    return _prompt(words, [words] * config.per_round)
+    return _prompt(words, [words] * config.per_round) + max(STARTS, key=len)
 
 
 def _prompt(part: str, known: Iterable[str]) -> str:

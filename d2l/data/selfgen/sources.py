@@ -15,7 +15,7 @@ from d2l.data.record import Record
 from d2l.data.selfgen.answers import CLOSED_QA
 from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
-from d2l.data.selfgen.questions import PAIR_TOKENS, STARTS, longest_prompt
+from d2l.data.selfgen.questions import PAIR_TOKENS, longest_prompt
 from d2l.data.shards import INDEX, Shards
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
@@ -110,7 +110,7 @@ def truncate_middle(text: str, tokenizer: Tokenizer, most: int) -> str:
 
 
 def _check_room(asker: Chat, answerer: Chat, config: SelfgenConfig) -> None:
-    asking = asker.room(longest_prompt(config) + max(STARTS, key=len), PAIR_TOKENS)
+    asking = asker.room(longest_prompt(config), PAIR_TOKENS)
     answering = answerer.room(f"\n{LONGEST_LINE}", config.max_new_tokens) - QUESTION_TOKENS
     if config.passage_tokens > min(asking, answering):
         raise UserError(

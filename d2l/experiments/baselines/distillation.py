@@ -8,7 +8,7 @@ import numpy as np
 
 from d2l.data.selfgen.chat import Chat
 from d2l.data.selfgen.config import SelfgenConfig
-from d2l.data.selfgen.questions import PAIR_TOKENS, START, ask_questions, longest_prompt
+from d2l.data.selfgen.questions import PAIR_TOKENS, ask_questions, longest_prompt
 from d2l.errors import UserError
 from d2l.experiments.baselines.face import Memory, Method, Prompt
 from d2l.experiments.baselines.in_context import cut_middle, joined
@@ -57,7 +57,7 @@ def _method(model: DocToLora, max_new_tokens: int, training: dict[str, Any], que
     trainer = LoraTrainer(model, LoraTraining(**training))
     config = SelfgenConfig(per_round=max(1, -(-questions // 2)))
     chat = Chat(model.target, config.batch_tokens)
-    asking = (longest_prompt(config) + START, PAIR_TOKENS)
+    asking = (longest_prompt(config), PAIR_TOKENS)
 
     def learn(documents: Sequence[str], queries: Sequence[str], steps: int | None) -> Memory:
         prompts = [asking] if questions else [(query, max_new_tokens) for query in queries]
