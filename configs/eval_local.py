@@ -3,7 +3,7 @@
     d2l eval --config configs/eval_local.py --workdir runs/eval_local \\
         --config.suites.records.path=DIR --config.hypernet=DIR/hypernet
 
-Not timed yet. Useful override: --config.suites.records.documents=40
+`documents` 0 takes all of them. Useful override: --config.suites.records.documents=40
 """
 
 import ml_collections
@@ -21,6 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
         {"in_context": {}, "no_context": {}, "d2l": {}, "bm25": {}, "kv_compaction": {}}
     )
     config.suites = ml_collections.ConfigDict(
-        {"records": {"data": "records", "path": "", "documents": 10, "queries": 2, "tokens": (1, 1024)}}
+        {"records": {"data": "records", "path": "", "documents": 0, "queries": 2, "tokens": (1, 1024)}}
     )
     return config

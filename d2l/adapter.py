@@ -173,8 +173,8 @@ def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Ar
     def write(buffer_LCRd, chunk_NLrd):
         C, r = buffer_LCRd.shape[1], chunk_NLrd.shape[2]
         rows_Nr = slot_N[:, None] * r + jnp.arange(r)[None, :]
-        # Dropped ones past the end, each at a place of its own: unless all indices are unique, JAX differentiates through
-        # an integer array of the buffer's shape, which says who wrote last.
+        # Dropped ones past the end, each at a place of its own: unless all are unique, JAX differentiates through an
+        # integer array of the buffer's shape, which says who wrote last.
         index_N = jnp.where(context_N < 0, C + jnp.arange(len(context_N)), context_N)
         chunk_LNrd = jnp.swapaxes(chunk_NLrd, 0, 1).astype(buffer_LCRd.dtype)
         place = buffer_LCRd.at[:, index_N[:, None], rows_Nr]

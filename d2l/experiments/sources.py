@@ -107,7 +107,7 @@ def take_records(
 
     Args:
       data: a name in `SOURCES`.
-      documents: how many records.
+      documents: how many records; 0 takes all of a source of files.
       queries: at most so many questions of each.
       kinds: questions of these kinds only; () takes all.
       prompt: how questions are put, {} being the question; "" is what the set's own evaluation does.
@@ -123,18 +123,20 @@ def take_records(
     put = prompt or (SETS[data].prompt if data in SETS else "{}")
     if "{}" not in put:
         raise UserError(f"the prompt {put!r} has no place for the question: put {{}} there.")
+    if documents == 0 and not {"path", "place"} & set(known):
+        raise UserError(f"the data {data} have no end: say how many documents.")
     found: list[Record] = []
     missed = 0
     for record in SOURCES[data](tokenizer, **options):
-        if len(found) == documents or missed == MOST_MISSES:
+        if len(found) == (documents or None) or missed == MOST_MISSES:
             break
         asked = [q for q in record.queries if q.answers and (not kinds or q.kind in kinds)][:queries]
         put_queries = tuple(Query(put.replace("{}", q.question), q.answers, q.kind) for q in asked)
         missed = 0 if put_queries else missed + 1
         if put_queries:
             found.append(Record(record.id, record.context, put_queries, record.source, record.split))
-    if len(found) < documents:
+    if len(found) < max(1, documents):
         raise UserError(
-            f"{documents} documents were asked for, the data {data} have {len(found)} that fit: ask for fewer."
+            f"{documents or 'all'} documents were asked for, the data {data} have {len(found)} that fit: ask for fewer."
         )
     return found
