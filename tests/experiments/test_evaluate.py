@@ -130,6 +130,14 @@ def test_configs_can_be_used_and_say_how(path):
     assert f"d2l eval --config {path} --workdir runs/{path.stem}" in ast.get_docstring(ast.parse(path.read_text()))
 
 
+def test_no_documents_asked_for_are_all_of_a_file(tokenizer, tmp_path):
+    query = {"question": "What is it?", "answers": ["a text"], "kind": ""}
+    record = {"context": "This is a text.", "queries": [query], "source": "made", "split": "test"}
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(record | {"id": str(i)}) + "\n" for i in range(3)))
+    assert len(make_cases("records", {"data": "records", "documents": 0, "path": str(path)}, tokenizer)) == 3
+
+
 def test_what_does_not_exist_is_named_with_what_does(fields, tokenizer, capsys, tmp_path):
     def refused(**changes):
         with pytest.raises(UserError) as caught:
@@ -150,6 +158,7 @@ def test_what_does_not_exist_is_named_with_what_does(fields, tokenizer, capsys, 
         ("records", {}, "has no data"),
         ("needles", {"length": 1}, "no option 'length'"),
         ("records", DATA | {"place": "x"}, "no option 'place'"),
+        ("records", DATA | {"documents": 0}, "the data needles have no end"),
         ("interference", DATA | {"documents": 1}, "needs 2 documents"),
         ("contradiction", DATA, "2 documents were asked for, the data needles have 0 that fit"),
         ("contradiction", {"data": "records", "documents": 1, "path": str(tmp_path / "no.jsonl")}, "cannot read"),
