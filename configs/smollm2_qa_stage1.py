@@ -12,7 +12,7 @@ do not exist, whose questions nobody answers without the page.
     d2l train --config configs/smollm2_qa_stage1.py --workdir runs/smollm2_qa_stage1
 
 `configs/smollm2_qa_stage2.py` goes on from here with several chunks; `launch/local_pipeline.sh` runs all of it at a
-small size. No run of it yet. Useful override: --config.stages.one_chunk.steps=100
+small size. That is its only run so far. Useful override: --config.stages.one_chunk.steps=100
 """
 
 import ml_collections
