@@ -12,7 +12,7 @@ from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.hypernet.store import save_hypernet
 from d2l.train.checkpoint import read_params, replicated
 from d2l.train.processes import leads
-from d2l.train.workdir import claim, new_folder, read_json
+from d2l.train.workdir import claim, new_folder, read_json, whole_path
 
 DESCRIPTION = "description.json"  # of the product, in its workdir
 
@@ -57,7 +57,7 @@ def export_checkpoint(workdir: str, out: str, *, step: int | None = None, best: 
     Raises:
       UserError: no workdir, no such checkpoint, or `out` cannot be written.
     """
-    place = epath.Path(workdir)
+    place = whole_path(workdir)
     fields, description = read_json(place / "config.json"), read_json(place / DESCRIPTION)
     sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in description["hypernet"].items()}
     product = Product(HypernetConfig(**sizes), description["target"]["name"], description["target"]["weights_hash"])

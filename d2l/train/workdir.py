@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -20,14 +21,20 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the errors th
 FREE_FIELDS = ("mesh", "remat", "checkpoint_every", "keep", "keep_best")
 
 
+def whole_path(path: str | os.PathLike[str]) -> epath.Path:
+    """The path from the root on, which Orbax reads checkpoints by; `gs://BUCKET/PATH` stays."""
+    path = epath.Path(path)
+    return path if path.is_absolute() else path.absolute()
+
+
 @contextlib.contextmanager
-def opened(path: str | epath.Path, config: dict[str, Any]) -> Iterator[epath.Path]:
+def opened(path: str | os.PathLike[str], config: dict[str, Any]) -> Iterator[epath.Path]:
     """The workdir of a run, which no other run can have meanwhile; it keeps the config in `config.json`.
 
     Raises:
       UserError: another run has it, it belongs to another config, or it cannot be written.
     """
-    path = epath.Path(path)
+    path = whole_path(path)
     held = processes.together(lambda: _take(path, config), first_only=True)
     try:
         yield path

@@ -168,6 +168,18 @@ def test_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, last
     assert final == {row["step"]: row["loss"] for row in rows(whole[0])}
 
 
+def test_a_workdir_may_be_named_from_here(config, whole, tmp_path, monkeypatch):
+    _die_after(3, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(_Killed):
+        loop.train(config, "run")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert export_checkpoint("run", "product") == 2
+    loop.train(config, "run")
+    same_result(whole[0], tmp_path / "run")
+
+
 def test_a_finished_run_does_nothing_more(config, whole):
     before = rows(whole[0])
     loop.train(config, whole[0])
