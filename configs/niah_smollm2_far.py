@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = niah_smollm2_chunks.get_config()
     config.hypernet.row_gate = True
     config.lr_multipliers.gate = 30.0  # one vector a layer, and hundreds of updates to turn it
-    config.max_chunk_len = 2048
+    config.update({"max_chunk_len": 1024, "chunk_overlap": 32, "keep_chunks": 4})
     config.remat = "full"  # 32 chunks a document take more than 24 GB without
     chunks = config.stages.chunks
     chunks.update({"steps": 160, "final": 0.5})

@@ -183,6 +183,42 @@ def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Ar
     return jax.tree.map(write, buffer, chunks)
 
 
+def loudness(chunks: Factors) -> jax.Array:
+    """How much chunks `[..., L, r, d]` change the target: ||B^T A||_F over layers and modules, float32 `[...]`."""
+
+    def squared(ab: dict[str, jax.Array]) -> jax.Array:
+        gram = (jnp.einsum("...ri,...si->...rs", a, a, preferred_element_type=jnp.float32) for a in ab.values())
+        return jnp.sum(jnp.multiply(*gram), axis=(-3, -2, -1))  # ||B^T A||^2 = <A A^T, B B^T>
+
+    return jnp.sqrt(jnp.maximum(sum(map(squared, chunks.values())), 0.0))
+
+
+def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Factors:
+    """The loudest chunks of each context, of those in `[L, C, S r, d]` and new ones `[N, L, r, d]`; the loudest first.
+
+    Args:
+      context_N: int32, the context of each new chunk; those of a negative one are dropped.
+
+    Returns:
+      Factors of the shapes and dtypes of `buffer`, whose free places are zeros, the last of all.
+    """
+    r = next(iter(chunks.values()))["A"].shape[2]
+    old = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:2], -1, r, a.shape[3]), 0, 2), buffer)
+    new = jax.tree.map(lambda a, b: a.astype(b.dtype), chunks, buffer)
+    old_CS, new_N = loudness(old), loudness(new)
+    C, S = old_CS.shape
+    new_CN = jnp.where(context_N[None] == jnp.arange(C)[:, None], new_N[None], -1.0)
+    _, pick_CS = jax.lax.top_k(jnp.concatenate([old_CS, new_CN], axis=1), S)
+    from_old_CS111 = (pick_CS < S)[..., None, None, None]
+
+    def pick(buffer_LCRd, old_CSLrd, new_NLrd):
+        kept = jnp.take_along_axis(old_CSLrd, jnp.minimum(pick_CS, S - 1)[..., None, None, None], axis=1)
+        come = jnp.take(new_NLrd, jnp.maximum(pick_CS - S, 0), axis=0)
+        return jnp.moveaxis(jnp.where(from_old_CS111, kept, come), 2, 0).reshape(buffer_LCRd.shape)
+
+    return jax.tree.map(pick, buffer, old, new)
+
+
 def place_bias(buffer: Factors, bias: Factors, counts_C: jax.Array) -> Factors:
     """Append the learned bias `[L, r, d]` to every context, after its `counts_C` chunks."""
     C = counts_C.shape[0]

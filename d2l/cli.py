@@ -12,7 +12,7 @@ from typing import Any
 from d2l import cli_data, cli_eval, cli_plan, cli_selfgen
 from d2l.cli_config import read_config
 from d2l.cli_model import load_model
-from d2l.cli_options import read_lengths, target_tokenizer
+from d2l.cli_options import add_chunking, chunking, read_lengths, target_tokenizer
 from d2l.errors import UserError
 
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--hypernet", help="hypernetwork folder (default: the shipped one)")
             sub.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
         if document:
-            sub.add_argument("--max-chunk-len", type=int, help="tokens of a chunk (default: what the card says)")
+            add_chunking(sub)
         return sub
 
     sub = command("demo", demo, "answer about a document in three ways, with times and bytes", document=True)
@@ -137,7 +137,7 @@ def demo(args: argparse.Namespace) -> None:
         question = args.question
         print(f"{args.document}: {len(model.tokenizer.encode(document)):,} tokens")
     print(f"Question: {question}\n", flush=True)
-    lines = compare(model, document, question, max_new_tokens=args.max_new_tokens, max_chunk_len=args.max_chunk_len)
+    lines = compare(model, document, question, max_new_tokens=args.max_new_tokens, **chunking(args))
     print(table(lines))
     if len(lines) == 2:
         print(f"\nIn context: does not fit the window of {model.target.config.max_position_embeddings:,} tokens.")
@@ -148,7 +148,7 @@ def internalize(args: argparse.Namespace) -> None:
     texts = [_read(name) for name in args.documents]
     model = load_model(args, hypernet=True)
     began = time.perf_counter()
-    adapter = model.internalize(texts, max_chunk_len=args.max_chunk_len)
+    adapter = model.internalize(texts, **chunking(args))
     adapter.save(args.out)
     seconds = time.perf_counter() - began
     tokens = sum(len(model.tokenizer.encode(text)) for text in texts)

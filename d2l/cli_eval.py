@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from d2l.cli_config import read_config
 from d2l.cli_model import load_model, pick_dtype
-from d2l.cli_options import read_lengths
+from d2l.cli_options import chunking, read_lengths
 from d2l.errors import UserError
 
 
@@ -57,7 +57,7 @@ def evaluate_needles(args: argparse.Namespace) -> None:
         lengths=lengths,
         samples=args.samples,
         seed=args.seed,
-        max_chunk_len=args.max_chunk_len,
+        **chunking(args),
     )
     if args.json:
         print(json.dumps(rows, indent=2))

@@ -1,8 +1,21 @@
 """Options that several commands share."""
 
+import argparse
 from typing import Any
 
 from d2l.errors import UserError
+
+
+def add_chunking(sub: argparse.ArgumentParser) -> None:
+    """The fields of `d2l.hypernet.chunk.Chunking`."""
+    sub.add_argument("--max-chunk-len", type=int, help="tokens of a chunk (default: what the card says)")
+    sub.add_argument("--chunk-overlap", type=int, help="tokens that chunks share (default: what the card says)")
+    sub.add_argument("--keep-chunks", type=int, help="the loudest chunks that stay, 0 for all (default: the card's)")
+
+
+def chunking(args: argparse.Namespace) -> dict[str, int | None]:
+    """What `add_chunking` read, as keywords of `DocToLora.internalize`."""
+    return {name: getattr(args, name) for name in ("max_chunk_len", "chunk_overlap", "keep_chunks")}
 
 
 def read_lengths(text: str, *, one: bool = False) -> list[tuple[int, int]]:

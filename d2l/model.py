@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from d2l.adapter import Adapter, Factors, place, place_bias
+from d2l.adapter import Adapter, Factors, keep_loudest, place, place_bias
 from d2l.errors import UserError
-from d2l.hypernet.chunk import split_tokens
+from d2l.hypernet.chunk import Chunking
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import check_encoder, context_features
 from d2l.hypernet.hypernet import abstract_hypernet
@@ -44,9 +44,12 @@ class Hypernetwork:
     description: dict[str, Any]
 
     @property
-    def max_chunk_len(self) -> int:
-        """Longest chunk, in tokens, that it was trained or measured to read."""
-        return self.description["card"].get("max_chunk_len", DEFAULT_MAX_CHUNK_LEN)
+    def chunking(self) -> Chunking:
+        """How its card says that documents are cut."""
+        card = {"max_chunk_len": DEFAULT_MAX_CHUNK_LEN} | self.description["card"]
+        return Chunking(
+            **{field.name: card[field.name] for field in dataclasses.fields(Chunking) if field.name in card}
+        )
 
 
 def load(
@@ -75,13 +78,14 @@ def load(
 
 
 def make_reader(
-    encoder: TargetConfig, config: HypernetConfig, *, stacked: bool, iterative: bool
+    encoder: TargetConfig, config: HypernetConfig, *, stacked: bool, iterative: bool, loudest: bool = False
 ) -> Callable[..., Factors]:
     """The function `(encoder, hypernetwork, buffer, tokens, mask, context, slot) -> buffer` that reads N chunks.
 
     Args:
       stacked: the encoder's parameters are those of stacked layers.
       iterative: as in `DocToLora.internalize`.
+      loudest: of more chunks than the buffer has places, the loudest stay; `slot` then says nothing.
     """
     encoder_def = abstract_decoder(encoder, stacked=stacked)[0]
     hyper_def = abstract_hypernet(config)[0]
@@ -89,7 +93,7 @@ def make_reader(
     def read(encoder, hyper, buffer, tokens_NT, mask_NT, context_N, slot_N):
         features = context_features(nnx.merge(encoder_def, encoder), config, tokens_NT)
         chunks = nnx.merge(hyper_def, hyper)(features, mask_NT, iterative=iterative)
-        return place(buffer, chunks, context_N, slot_N)
+        return keep_loudest(buffer, chunks, context_N) if loudest else place(buffer, chunks, context_N, slot_N)
 
     return read
 
@@ -136,30 +140,35 @@ class DocToLora:
     # ---------------------------------------------------------------- documents
 
     def internalize(
-        self, documents: str | Sequence[str], *, max_chunk_len: int | None = None, iterative: bool = False
+        self,
+        documents: str | Sequence[str],
+        *,
+        max_chunk_len: int | None = None,
+        chunk_overlap: int | None = None,
+        keep_chunks: int | None = None,
+        iterative: bool = False,
     ) -> Adapter:
         """Read documents into an adapter of one context each.
 
-        A document is cut into ceil(tokens / max_chunk_len) chunks of equal length. Chunks stream through the encoder
-        and the hypernetwork about `TOKENS_PER_CALL` tokens at a time, each straight into its rows of the adapter, so
-        peak memory does not grow with the document beyond the adapter itself.
+        A document is cut into the fewest chunks of equal length. Chunks stream through the encoder and the
+        hypernetwork about `TOKENS_PER_CALL` tokens at a time, each straight into its rows of the adapter, so peak
+        memory does not grow with the document beyond the adapter itself.
 
         Args:
           documents: one text or several.
-          max_chunk_len: tokens; None is what the hypernetwork's card says.
+          max_chunk_len, chunk_overlap, keep_chunks: as in `Chunking`; None is what the hypernetwork's card says.
           iterative: run a per-layer hypernetwork on one target layer after the other, for a smaller peak memory.
 
         Returns:
-          Factors `[L, C, R, d]` in the dtype of the model, R = (most chunks + 1) r with the learned bias.
+          Factors `[L, C, R, d]` in the dtype of the model, R = (most chunks kept + 1) r with the learned bias.
 
         Raises:
           UserError: no hypernetwork, an empty document, chunks larger than the window, a result that is not finite.
         """
-        if self.hypernet is None:
-            raise UserError("no hypernetwork is loaded: give one as d2l.load(target, hypernet=FOLDER).")
-        chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), max_chunk_len)
+        chunking = self.chunking(max_chunk_len=max_chunk_len, chunk_overlap=chunk_overlap, keep_chunks=keep_chunks)
+        chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), chunking)
         hyper, C = self.hypernet.config, len(chunks)
-        counts_C = np.array([len(parts) for parts in chunks], np.int32)
+        counts_C = np.array([chunking.kept(len(parts)) for parts in chunks], np.int32)
         rows = (int(counts_C.max()) + hyper.use_bias) * hyper.rank
         dtype = self.generator.dtype
         buffer: Factors = {
@@ -169,7 +178,7 @@ class DocToLora:
             }
             for name, d_in, d_out in zip(hyper.target_modules, hyper.d_in, hyper.d_out, strict=True)
         }
-        read = self._reader(iterative)
+        read = self._reader(iterative, loudest=any(len(parts) > chunking.kept(len(parts)) for parts in chunks))
         for batch in _batches(chunks, _tokenizer(self._encoder).pad_id):
             buffer = read(self._encoder.params, self.hypernet.params, buffer, *batch)
         factors, finite = self._finish(self.hypernet.params, buffer, counts_C)
@@ -181,30 +190,43 @@ class DocToLora:
         ranks = jnp.asarray((counts_C + hyper.use_bias) * hyper.rank)
         return Adapter(factors, ranks, hyper.scale, self.target.name, self.target.weights_hash)
 
-    def _chunks(self, documents: list[str], max_chunk_len: int | None) -> list[list[list[int]]]:
+    def chunking(self, **changes: int | None) -> Chunking:
+        """What the hypernetwork's card says of `Chunking`, with those of `changes` that are not None instead.
+
+        Raises:
+          UserError: no hypernetwork, or fields that are unusable or do not fit the window.
+        """
+        if self.hypernet is None:
+            raise UserError("no hypernetwork is loaded: give one as d2l.load(target, hypernet=FOLDER).")
+        room = self._encoder.config.max_position_embeddings - sum(map(len, _tokenizer(self._encoder).turn_wrapper))
+        card = self.hypernet.chunking
+        fields = dataclasses.asdict(card) | {"max_chunk_len": min(card.max_chunk_len, room)}
+        chunking = Chunking(**fields | {name: value for name, value in changes.items() if value is not None})
+        if chunking.max_chunk_len > room:
+            raise UserError(
+                f"max_chunk_len is {chunking.max_chunk_len}, the window of {self._encoder.name} has room for {room} "
+                f"tokens beside the chat turn: give at most {room}."
+            )
+        return chunking
+
+    def _chunks(self, documents: list[str], chunking: Chunking) -> list[list[list[int]]]:
         """Token ids of every chunk of every document, each in its chat turn."""
         if not documents:
             raise UserError("no document was given: give at least one text.")
         tokenizer = _tokenizer(self._encoder)
         prefix, suffix = tokenizer.turn_wrapper
-        room = self._encoder.config.max_position_embeddings - len(prefix) - len(suffix)
-        limit = min(self.hypernet.max_chunk_len, room) if max_chunk_len is None else max_chunk_len
-        if limit > room:
-            raise UserError(
-                f"max_chunk_len is {limit}, the window of {self._encoder.name} has room for {room} tokens beside the "
-                f"chat turn: give at most {room}."
-            )
         chunks = []
         for index, text in enumerate(documents):
             if not text.strip():
                 raise UserError(f"document {index + 1} of {len(documents)} is empty: give a text with words in it.")
-            chunks.append([[*prefix, *part, *suffix] for part in split_tokens(tokenizer.encode(text), limit)])
+            chunks.append([[*prefix, *part, *suffix] for part in chunking.split(tokenizer.encode(text))])
         return chunks
 
     @functools.cache  # noqa: B019 - one model lives as long as its compiled functions
-    def _reader(self, iterative: bool):
+    def _reader(self, iterative: bool, *, loudest: bool):
         """The jitted `(encoder, hypernetwork, buffer, tokens, mask, context, slot) -> buffer`, which is donated."""
-        read = make_reader(self._encoder.config, self.hypernet.config, stacked=False, iterative=iterative)
+        sizes = (self._encoder.config, self.hypernet.config)
+        read = make_reader(*sizes, stacked=False, iterative=iterative, loudest=loudest)
         return jax.jit(read, donate_argnums=2)
 
     @functools.cached_property

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2l.adapter import Adapter, compose
+from d2l.adapter import Adapter, compose, keep_loudest, loudness
 from d2l.errors import UserError
 
 L, R, D_IN, D_OUT = 2, 3, 5, 4
@@ -27,6 +27,33 @@ def chunks_of(count, seed=0):
 
 def bias(seed=9):
     return jax.tree.map(lambda a: a[0], chunks_of(1, seed))
+
+
+def change(factors):
+    """||B^T A|| of chunks [N, L, r, d], as written."""
+    products = jnp.einsum("nlri,nlro->nlio", factors["down_proj"]["A"], factors["down_proj"]["B"])
+    return jnp.sqrt(jnp.sum(products**2, axis=(1, 2, 3)))
+
+
+def test_loudness_is_the_norm_of_the_change():
+    chunks = chunks_of(4)
+    np.testing.assert_allclose(loudness(chunks), change(chunks), rtol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(contexts=st.lists(st.integers(-1, 2), min_size=1, max_size=9), keep=st.integers(1, 3), calls=st.integers(1, 3))
+def test_the_loudest_chunks_stay_however_they_come(contexts, keep, calls):
+    chunks = chunks_of(len(contexts))
+    loud, contexts = np.asarray(change(chunks)), np.array(contexts)
+    kept = jax.tree.map(lambda a: jnp.zeros((L, 3, keep * R, a.shape[-1]), a.dtype), bias())
+    for part in np.array_split(np.arange(len(contexts)), calls):
+        if len(part):
+            kept = keep_loudest(kept, jax.tree.map(lambda a, part=part: a[part], chunks), jnp.asarray(contexts[part]))
+    for context in range(3):
+        wanted = [n for n in np.argsort(-loud) if contexts[n] == context][:keep]
+        for key, a in chunks["down_proj"].items():
+            rows = [jnp.asarray(a[n]) for n in wanted] + [jnp.zeros_like(a[0])] * (keep - len(wanted))
+            np.testing.assert_array_equal(kept["down_proj"][key][:, context], jnp.concatenate(rows, axis=1))
 
 
 @settings(max_examples=6, deadline=None)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import d2l
-from d2l.adapter import compose
+from d2l.adapter import compose, loudness
 from d2l.errors import UserError
 from d2l.hypernet.chunk import split_tokens
 from d2l.hypernet.features import context_features
@@ -69,6 +69,28 @@ def test_stream_of_chunks_equals_the_plain_computation(model, target_folder, mon
     jax.tree.map(close, factors, adapter.factors)
     np.testing.assert_array_equal(ranks, adapter.ranks)
     assert max(map(len, chunks)) > 2 and min(map(len, chunks)) == 1
+
+
+def test_the_loudest_chunks_make_the_adapter(model, monkeypatch):
+    monkeypatch.setattr("d2l.model.TOKENS_PER_CALL", 70)
+    r = model.hypernet.config.rank
+    whole = model.internalize(TEXTS, chunk_overlap=5)
+    kept = model.internalize(TEXTS, chunk_overlap=5, keep_chunks=2)
+    assert kept.nbytes < whole.nbytes and max(whole.ranks) > 3 * r
+    for context, (rows, most) in enumerate(zip(map(int, kept.ranks), map(int, whole.ranks), strict=True)):
+        assert rows == min(most, 3 * r)
+        parts = most // r - 1
+        each = {
+            name: {
+                key: a[:, context, :most].reshape(a.shape[0], parts + 1, r, -1).swapaxes(0, 1) for key, a in ab.items()
+            }
+            for name, ab in whole.factors.items()
+        }
+        loudest = np.argsort(-loudness(jax.tree.map(lambda a, parts=parts: a[:parts], each)))[:2]
+        for name, ab in kept.factors.items():
+            for key, a in ab.items():
+                same = [each[name][key][n] for n in (*loudest, parts)]
+                close(a[:, context, :rows], jnp.concatenate(same, axis=1))
 
 
 def test_many_documents_equal_one_at_a_time(model):

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -30,16 +31,15 @@ class Line:
     prompt_tokens: int
 
 
-def compare(
-    model: DocToLora, document: str, question: str, *, max_new_tokens: int, max_chunk_len: int | None = None
-) -> list[Line]:
+def compare(model: DocToLora, document: str, question: str, *, max_new_tokens: int, **reading: Any) -> list[Line]:
     """Answer one question about one document in the three ways; times are of a second run, compiled already.
 
-    In context is left out where document and question do not fit the target's window.
+    In context is left out where document and question do not fit the target's window. `reading` are keywords of
+    `DocToLora.internalize`.
     """
 
     def internalize() -> Adapter:
-        return jax.block_until_ready(model.internalize(document, max_chunk_len=max_chunk_len))
+        return jax.block_until_ready(model.internalize(document, **reading))
 
     adapter, update_seconds = _second(internalize)
     alone = model.tokenizer.user_turn(question)

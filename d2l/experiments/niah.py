@@ -1,6 +1,6 @@
 """Needle-in-a-haystack evaluation: exact match of D2L, in context and no context on the same fresh needles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tqdm
@@ -14,26 +14,26 @@ ANSWER_TOKENS = 16
 BATCH_TOKENS = 8192
 MAX_BATCH = 16
 
-Method = Callable[[DocToLora, Sequence[Needle], int | None], list[list[int]]]
+Method = Callable[[DocToLora, Sequence[Needle], Mapping[str, Any]], list[list[int]]]
 
 
-def answer_d2l(model: DocToLora, needles: Sequence[Needle], max_chunk_len: int | None) -> list[list[int]]:
-    """Answers with the documents internalized and absent."""
-    adapter = model.internalize([needle.document for needle in needles], max_chunk_len=max_chunk_len)
+def answer_d2l(model: DocToLora, needles: Sequence[Needle], reading: Mapping[str, Any]) -> list[list[int]]:
+    """Answers with the documents internalized, with the keywords `reading`, and absent."""
+    adapter = model.internalize([needle.document for needle in needles], **reading)
     prompts = [model.tokenizer.user_turn(needle.question) for needle in needles]
     return model.generate_ids(prompts, adapter, max_new_tokens=ANSWER_TOKENS)
 
 
-def answer_in_context(model: DocToLora, needles: Sequence[Needle], max_chunk_len: int | None) -> list[list[int]]:
+def answer_in_context(model: DocToLora, needles: Sequence[Needle], reading: Mapping[str, Any]) -> list[list[int]]:
     """Answers with the documents in the prompt, whole, also past the target's window."""
-    del max_chunk_len
+    del reading
     prompts = [model.tokenizer.document_turn(needle.document, needle.question) for needle in needles]
     return model.generate_ids(prompts, max_new_tokens=ANSWER_TOKENS)
 
 
-def answer_no_context(model: DocToLora, needles: Sequence[Needle], max_chunk_len: int | None) -> list[list[int]]:
+def answer_no_context(model: DocToLora, needles: Sequence[Needle], reading: Mapping[str, Any]) -> list[list[int]]:
     """Answers to the question alone."""
-    del max_chunk_len
+    del reading
     prompts = [model.tokenizer.user_turn(needle.question) for needle in needles]
     return model.generate_ids(prompts, max_new_tokens=ANSWER_TOKENS)
 
@@ -48,7 +48,7 @@ def evaluate(
     lengths: Sequence[tuple[int, int]],
     samples: int,
     seed: int,
-    max_chunk_len: int | None = None,
+    **reading: Any,
 ) -> list[dict[str, Any]]:
     """Exact match per method and length range.
 
@@ -57,7 +57,7 @@ def evaluate(
       lengths: ranges of document tokens, ends included.
       samples: needles per range, the same for every method.
       seed: of the test set.
-      max_chunk_len: tokens of a chunk for `d2l`; None is what the hypernetwork's card says.
+      reading: keywords of `DocToLora.internalize` for `d2l`.
 
     Returns:
       Rows with `task`, `method`, `length`, `n`, `exact_match`, `low` and `high` of its 95 % Wilson interval, and
@@ -78,7 +78,7 @@ def evaluate(
             hits = named = 0
             for start in tqdm.trange(0, samples, size, desc=f"{name} {low}-{high}", disable=None, leave=False):
                 batch = needles[start : start + size]
-                answers = METHODS[name](model, batch, max_chunk_len)
+                answers = METHODS[name](model, batch, reading)
                 for ids, needle in zip(answers, batch, strict=True):
                     text = model.tokenizer.decode(ids)
                     hits += exact_match(text, needle.answer)

@@ -1,5 +1,6 @@
 """Cutting a tokenised document into chunks (paper section 3.3)."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from d2l.errors import UserError
@@ -11,14 +12,53 @@ def split_into(ids: Sequence[int], count: int) -> list[list[int]]:
     return [list(ids[start : start + size]) for start in range(0, len(ids), size)]
 
 
-def split_tokens(ids: Sequence[int], max_chunk_len: int) -> list[list[int]]:
-    """K = ceil(len / max_chunk_len) chunks of equal length.
+def split_tokens(ids: Sequence[int], max_chunk_len: int, overlap: int = 0) -> list[list[int]]:
+    """The fewest chunks of equal length, at most `max_chunk_len`, of which each begins with the last `overlap` tokens
+    of the one before.
 
     Raises:
-      UserError: the document is empty, or `max_chunk_len` is not positive.
+      UserError: the document is empty, `max_chunk_len` is not positive, or the overlap no smaller.
     """
     if max_chunk_len < 1:
         raise UserError(f"max_chunk_len is {max_chunk_len}: give a positive number of tokens.")
+    if not 0 <= overlap < max_chunk_len:
+        raise UserError(f"chunk_overlap is {overlap}: give 0 or more, and less than max_chunk_len, {max_chunk_len}.")
     if not len(ids):
         raise UserError("the document is empty: give a text with at least one token.")
-    return split_into(ids, -(-len(ids) // max_chunk_len))
+    if len(ids) <= max_chunk_len:
+        return [list(ids)]
+    new = len(ids) - overlap  # of the first chunk and of every later one, without what it shares
+    size = -(-new // -(-new // (max_chunk_len - overlap)))
+    return [list(ids[start : start + size + overlap]) for start in range(0, new, size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunking:
+    """How documents are cut, and how much of them stays.
+
+    Attributes:
+      max_chunk_len: tokens of a chunk, at most.
+      chunk_overlap: tokens that a chunk shares with the one before, so that what a sentence says is not cut in two.
+      keep_chunks: of a document of more chunks, those that stay in its adapter: the loudest (`adapter.loudness`). 0
+        keeps all. Chunks in which a hypernetwork finds nothing still add the little that it always writes; in
+        numbers that it was not trained on, their sum drowns the rest.
+
+    Raises:
+      UserError: a negative number of chunks to keep.
+    """
+
+    max_chunk_len: int
+    chunk_overlap: int = 0
+    keep_chunks: int = 0
+
+    def __post_init__(self):
+        if self.keep_chunks < 0:
+            raise UserError(f"keep_chunks is {self.keep_chunks}: give 1 or more, or 0 to keep all.")
+
+    def split(self, ids: Sequence[int]) -> list[list[int]]:
+        """The chunks of a document (`split_tokens`)."""
+        return split_tokens(ids, self.max_chunk_len, self.chunk_overlap)
+
+    def kept(self, chunks: int) -> int:
+        """How many of a document's chunks its adapter holds."""
+        return min(chunks, self.keep_chunks or chunks)

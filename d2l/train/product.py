@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from d2l.hypernet.chunk import Chunking
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.hypernet.store import save_hypernet
@@ -47,6 +48,16 @@ class Product:
                 save_hypernet(local, self.config, jax.device_get(params), **names, card=card, dtype=dtype)
 
 
+def card(fields: dict[str, Any], updates: int) -> dict[str, Any]:
+    """What is said of a hypernetwork beside its weights: its config, and how documents are to be cut (`Chunking`).
+
+    Raises:
+      UserError: the config says it in a way that cannot be used.
+    """
+    chunking = {field.name: fields[field.name] for field in dataclasses.fields(Chunking) if field.name in fields}
+    return {"config": fields, "updates": updates} | dataclasses.asdict(Chunking(**chunking))
+
+
 def export_checkpoint(workdir: str, out: str, *, step: int | None = None, best: bool = False) -> int:
     """Write the hypernetwork of a checkpoint of `workdir` to the folder `out`; returns the checkpoint's number.
 
@@ -66,6 +77,5 @@ def export_checkpoint(workdir: str, out: str, *, step: int | None = None, best: 
         lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=here), abstract_hypernet(product.config)[1]
     )
     params, number = read_params(place, params, step=step, best=best)
-    card = {"config": fields, "updates": number, "max_chunk_len": fields["max_chunk_len"]}
-    product.save(epath.Path(out), params, card, jnp.dtype(fields["save_dtype"]))
+    product.save(epath.Path(out), params, card(fields, number), jnp.dtype(fields["save_dtype"]))
     return number

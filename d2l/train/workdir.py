@@ -17,8 +17,18 @@ from d2l.train.lock import lock
 
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the errors that it raises as well
 
-# Fields of a config that say where and how often, not what is computed: they may differ when a run goes on.
-FREE_FIELDS = ("mesh", "remat", "checkpoint_every", "keep", "keep_best")
+# Fields of a config that say where and how often, not what is computed, or how its result is to be used: they may
+# differ when a run goes on.
+FREE_FIELDS = (
+    "mesh",
+    "remat",
+    "checkpoint_every",
+    "keep",
+    "keep_best",
+    "max_chunk_len",
+    "chunk_overlap",
+    "keep_chunks",
+)
 
 
 def whole_path(path: str | os.PathLike[str]) -> epath.Path:

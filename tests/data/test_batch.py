@@ -1,6 +1,7 @@
 """Needle batches, and the examples that batches are made of."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -27,6 +28,23 @@ def test_as_few_chunks_as_the_limit_allows(length, limit):
     chunks = split_tokens(list(range(length)), limit)
     assert max(map(len, chunks)) <= limit
     assert len(chunks) <= -(-length // limit)
+
+
+@given(length=st.integers(1, 500), limit=st.integers(2, 60), data=st.data())
+def test_chunks_share_what_they_overlap(length, limit, data):
+    overlap = data.draw(st.integers(0, limit - 1))
+    ids = list(range(length))
+    chunks = split_tokens(ids, limit, overlap)
+    assert max(map(len, chunks)) <= limit
+    assert [i for n, chunk in enumerate(chunks) for i in chunk[overlap if n else 0 :]] == ids
+    assert all(len(chunk) > overlap for chunk in chunks[1:])
+    for before, after in itertools.pairwise(chunks):
+        assert after[:overlap] == before[len(before) - overlap :]
+
+
+def test_an_overlap_as_long_as_a_chunk_is_refused():
+    with pytest.raises(UserError, match="less than max_chunk_len, 10"):
+        split_tokens([1, 2], 10, 10)
 
 
 def test_empty_documents_have_no_chunks():

@@ -16,14 +16,17 @@ def d2l(
     *,
     iterative: bool = False,
     max_chunk_len: int | None = None,
+    chunk_overlap: int | None = None,
+    keep_chunks: int | None = None,
     scale: float = 1.0,
 ) -> Method:
     """Documents internalized and absent.
 
     Args:
-      iterative, max_chunk_len: as in `DocToLora.internalize`.
+      iterative, max_chunk_len, chunk_overlap, keep_chunks: as in `DocToLora.internalize`.
       scale: strength of the adapter.
     """
+    cut = {"max_chunk_len": max_chunk_len, "chunk_overlap": chunk_overlap, "keep_chunks": keep_chunks}
     if model.hypernet is None:
         raise NotRun("it needs a hypernetwork: name one in config.hypernet.")
 
@@ -31,7 +34,7 @@ def d2l(
         return Memory(lambda query: Prompt(model.tokenizer.user_turn(query)), adapter=read(documents))
 
     def read(documents: Sequence[str]) -> Adapter:
-        adapter = model.internalize(documents, max_chunk_len=max_chunk_len, iterative=iterative)
+        adapter = model.internalize(documents, iterative=iterative, **cut)
         hyper = model.hypernet.config
         return united(adapter, hyper.rank if hyper.use_bias else 0).scaled(scale)
 

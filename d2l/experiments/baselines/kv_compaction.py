@@ -93,8 +93,8 @@ def _rope(config: TargetConfig, kind: str, positions: jax.Array) -> tuple[jax.Ar
 def adapter_nbytes(model: DocToLora, tokens: int) -> int:
     """Bytes of the adapter that D2L makes of a document."""
     hyper = model.hypernet.config
-    chunks = -(-tokens // model.hypernet.max_chunk_len)
-    rows = (chunks + hyper.use_bias) * hyper.rank
+    chunking = model.chunking()
+    rows = (chunking.kept(len(chunking.split(range(tokens)))) + hyper.use_bias) * hyper.rank
     return hyper.num_layers * rows * (sum(hyper.d_in) + sum(hyper.d_out)) * model.generator.dtype.itemsize
 
 
