@@ -47,10 +47,11 @@ SLICES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="of the compiled cases, those whose config or topology this names")
     parser.add_argument("--growth", action="store_true", help="only the table of the formulas")
     args = parser.parse_args()
     if not args.growth:
-        for line in compiled_table():
+        for line in compiled_table(args.only):
             print(line, flush=True)
         print()
     print("\n".join(growth_table()))
@@ -59,7 +60,7 @@ def main() -> None:
 # ---------------------------------------------------------------- compiled
 
 
-def compiled_table() -> Iterator[str]:
+def compiled_table(only: str) -> Iterator[str]:
     """One line for each case, as it is done: bytes of a chip, FLOPs, collectives, seconds to compile."""
     yield (
         "| config | chips | mesh data x fsdp x model | arguments | temporaries | bytes per chip | of | internalize "
@@ -67,6 +68,8 @@ def compiled_table() -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for config, topology in CASES:
+        if only not in f"{config} {topology}":
+            continue
         command = [sys.executable, "-m", "d2l.cli", "aot", "--config", f"configs/{config}.py", "--topology", topology]
         print(*command[1:], file=sys.stderr, flush=True)
         done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, check=True, text=True)
