@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "samples": 40,
             },
             "far": {"kind": "needles", "lengths": ((16000, 16384), (40000, 40960)), "depths": 5, "samples": 10},
-            "farthest": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 4},
+            "farthest": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 10},
         }
     )
     return config

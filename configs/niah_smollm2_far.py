@@ -2,7 +2,7 @@
 
 Goes on from the single chunks of `configs/niah_smollm2.py`. Short documents in 1-16 chunks, longer ones in up to 32,
 then chunks of up to 1,024 tokens again, since chunks of 20 tokens make it forget those. Most chunks of a document hold
-no needle; every adapter row has a gate. In use the four loudest chunks of a document stay, however many it has.
+no needle; every adapter row has a gate. In use the loudest chunk of a document stays, however many it has.
 
     d2l train --config configs/niah_smollm2_far.py --workdir runs/niah_smollm2_far
 
@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.hypernet.row_gate = True
     config.lr = 2e-4
     config.lr_multipliers.gate = 30.0  # one vector a layer, and hundreds of updates to turn it
-    config.update({"max_chunk_len": 1024, "chunk_overlap": 32, "keep_chunks": 4})
+    config.update({"max_chunk_len": 1024, "chunk_overlap": 32, "keep_chunks": 1})
     config.remat = "full"  # 32 chunks a document take more than 24 GB without
     stage = {"warmup": 10, "lr_factor": 1.0, "min_tokens": 0, "contexts": 12}
     chunks = {"max_tokens": 256, "max_chunk_len": 128, "min_chunk_len": 12, "max_chunks": 16, "chunks": 48}

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ def read_config(path: str, overrides: Sequence[str]) -> Any:
     if not pathlib.Path(path).is_file():
         raise UserError(f"there is no config {path}: give a file like configs/niah_tiny.py.")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    root = str(pathlib.Path(path).resolve().parent.parent)  # configs/X.py may build on `from configs import Y`
+    if root not in sys.path:
+        sys.path.append(root)
     values = flags.FlagValues()
     argv = ["d2l", f"--config={path}", *overrides]
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)

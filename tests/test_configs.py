@@ -2,7 +2,10 @@
 
 import ast
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -38,6 +41,14 @@ def test_every_config_says_what_it_is_and_how_it_is_run(path):
     doc = ast.get_docstring(ast.parse(path.read_text()))
     assert f"d2l train --config configs/{path.name} --workdir " in doc
     assert config.stages
+
+
+def test_a_config_builds_on_others_wherever_the_command_runs(tmp_path):
+    path = CONFIGS / "niah_smollm2_far.py"
+    assert "from configs import" in path.read_text()
+    command = [sys.executable, "-P", "-m", "d2l.cli", "params", "--config", str(path)]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("name", MAIN + NIAH)
