@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
 
-Not run yet. Useful overrides: --config.hypernet=FOLDER, --config.suites.farthest.samples=10 (5 depths: 50 needles)
+Not run yet. Useful overrides: --config.hypernet=FOLDER, --config.suites.sixteen_windows.samples=10 (5 depths: 50 needles)
 """
 
 import ml_collections
@@ -19,14 +19,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.methods = ml_collections.ConfigDict({"d2l": {}})
     config.suites = ml_collections.ConfigDict(
         {
-            "window": {
+            "inside": {
                 "kind": "needles",
                 "lengths": ((32, 256), (1024, 2048), (8000, 8192)),
                 "depths": 5,
                 "samples": 40,
             },
             "far": {"kind": "needles", "lengths": ((16000, 16384), (40000, 40960)), "depths": 5, "samples": 10},
-            "farthest": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 10},
+            "sixteen_windows": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 10},
         }
     )
     return config
