@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
 
-Not run yet. Useful overrides: --config.hypernet=FOLDER, --config.suites.sixteen_windows.samples=10 (5 depths: 50 needles)
+@TIME@ Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections

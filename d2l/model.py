@@ -1,13 +1,13 @@
 """`DocToLora`: a document in, an adapter out, and answers with the document absent.
 
-Letters: N chunks of a call, T chunk tokens, L layers, C contexts, R adapter rank, d input or output width of a module,
+Letters: L layers, C contexts, R adapter rank, d input or output width of a module,
 Q queries, V vocabulary.
 """
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,22 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from d2l.adapter import Adapter, Factors, keep_loudest, place, place_bias
+from d2l.adapter import Adapter, Factors, place_bias
 from d2l.errors import UserError
 from d2l.hypernet.chunk import Chunking
 from d2l.hypernet.config import HypernetConfig
-from d2l.hypernet.features import check_encoder, context_features
+from d2l.hypernet.features import check_encoder
 from d2l.hypernet.hypernet import abstract_hypernet
+from d2l.hypernet.reader import batch_chunks, make_reader
 from d2l.hypernet.store import load_hypernet
-from d2l.target.config import TargetConfig
 from d2l.target.decoder import abstract_decoder
-from d2l.target.generate import Generator, Sampling, bucket
+from d2l.target.generate import Generator, Sampling
 from d2l.target.tokenizer import Message, Tokenizer
 from d2l.target.weights import LoadedTarget, load_target
 
 DEFAULT_MAX_CHUNK_LEN = 1024
-# Tokens that go through encoder and hypernetwork together: enough to keep a CPU busy, and what bounds peak memory.
-TOKENS_PER_CALL = 2048
 
 Prompt = str | Sequence[Message]
 
@@ -75,27 +73,6 @@ def load(
     loaded = load_target(target, dtype=dtype)
     encoder = None if ctx_encoder is None else load_target(ctx_encoder, dtype=dtype)
     return DocToLora(loaded, hyper, encoder)
-
-
-def make_reader(
-    encoder: TargetConfig, config: HypernetConfig, *, stacked: bool, iterative: bool, loudest: bool = False
-) -> Callable[..., Factors]:
-    """The function `(encoder, hypernetwork, buffer, tokens, mask, context, slot) -> buffer` that reads N chunks.
-
-    Args:
-      stacked: the encoder's parameters are those of stacked layers.
-      iterative: as in `DocToLora.internalize`.
-      loudest: of more chunks than the buffer has places, the loudest stay; `slot` then says nothing.
-    """
-    encoder_def = abstract_decoder(encoder, stacked=stacked)[0]
-    hyper_def = abstract_hypernet(config)[0]
-
-    def read(encoder, hyper, buffer, tokens_NT, mask_NT, context_N, slot_N):
-        features = context_features(nnx.merge(encoder_def, encoder), config, tokens_NT)
-        chunks = nnx.merge(hyper_def, hyper)(features, mask_NT, iterative=iterative)
-        return keep_loudest(buffer, chunks, context_N) if loudest else place(buffer, chunks, context_N, slot_N)
-
-    return read
 
 
 class DocToLora:
@@ -150,9 +127,9 @@ class DocToLora:
     ) -> Adapter:
         """Read documents into an adapter of one context each.
 
-        A document is cut into the fewest chunks of equal length. Chunks stream through the encoder and the
-        hypernetwork about `TOKENS_PER_CALL` tokens at a time, each straight into its rows of the adapter, so peak
-        memory does not grow with the document beyond the adapter itself.
+        A document is cut into the fewest chunks of equal length. They stream through the encoder and the hypernetwork
+        about `reader.TOKENS_PER_CALL` tokens at a time, each straight into its rows of the adapter, so peak memory
+        does not grow with the document beyond the adapter itself.
 
         Args:
           documents: one text or several.
@@ -179,7 +156,7 @@ class DocToLora:
             for name, d_in, d_out in zip(hyper.target_modules, hyper.d_in, hyper.d_out, strict=True)
         }
         read = self._reader(iterative, loudest=any(len(parts) > chunking.kept(len(parts)) for parts in chunks))
-        for batch in _batches(chunks, _tokenizer(self._encoder).pad_id):
+        for batch in batch_chunks(chunks, _tokenizer(self._encoder).pad_id):
             buffer = read(self._encoder.params, self.hypernet.params, buffer, *batch)
         factors, finite = self._finish(self.hypernet.params, buffer, counts_C)
         if not finite:
@@ -381,26 +358,3 @@ def _tokenizer(model: LoadedTarget) -> Tokenizer:
     if model.tokenizer is None:
         raise UserError(f"{model.name} has no tokenizer.json: add it to the folder, or work with token ids.")
     return model.tokenizer
-
-
-def _batches(chunks: list[list[list[int]]], pad_id: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Chunks of about the same length together: `(tokens [N, T], mask [N, T], context [N], slot [N])`.
-
-    Rows added to fill a batch have context -1.
-    """
-    groups: dict[int, list[tuple[list[int], int, int]]] = {}
-    for context, parts in enumerate(chunks):
-        for slot, ids in enumerate(parts):
-            groups.setdefault(bucket(len(ids), 32, parts=8), []).append((ids, context, slot))
-    for width, rows in sorted(groups.items()):
-        most = max(1, TOKENS_PER_CALL // width)
-        for start in range(0, len(rows), most):
-            part = rows[start : start + most]
-            N = min(bucket(len(part)), most)
-            tokens, mask = np.full((N, width), pad_id, np.int32), np.zeros((N, width), bool)
-            mask[len(part) :, 0] = True  # attention over nothing is NaN, also in a row that is dropped
-            context, slot = np.full(N, -1, np.int32), np.zeros(N, np.int32)
-            for i, (ids, c, s) in enumerate(part):
-                tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
-                context[i], slot[i] = c, s
-            yield tokens, mask, context, slot

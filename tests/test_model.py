@@ -47,7 +47,7 @@ def close(a, b):
 
 
 def test_stream_of_chunks_equals_the_plain_computation(model, target_folder, monkeypatch):
-    monkeypatch.setattr("d2l.model.TOKENS_PER_CALL", 70)  # about two chunks a call
+    monkeypatch.setattr("d2l.hypernet.reader.TOKENS_PER_CALL", 70)  # about two chunks a call
     adapter = model.internalize(TEXTS)
     config, target = model.hypernet.config, load_target(target_folder)
     prefix, suffix = model.tokenizer.turn_wrapper
@@ -72,7 +72,7 @@ def test_stream_of_chunks_equals_the_plain_computation(model, target_folder, mon
 
 
 def test_the_loudest_chunks_make_the_adapter(model, monkeypatch):
-    monkeypatch.setattr("d2l.model.TOKENS_PER_CALL", 70)
+    monkeypatch.setattr("d2l.hypernet.reader.TOKENS_PER_CALL", 70)
     r = model.hypernet.config.rank
     whole = model.internalize(TEXTS, chunk_overlap=5)
     kept = model.internalize(TEXTS, chunk_overlap=5, keep_chunks=2)

@@ -15,6 +15,7 @@ from d2l.data.batch import NeedleBatches
 from d2l.data.pack import Shapes, batch_shapes
 from d2l.errors import UserError
 from d2l.hypernet.hypernet import abstract_hypernet
+from d2l.hypernet.reader import TOKENS_PER_CALL, make_reader
 from d2l.mesh import (
     GROUP_AXES,
     abstract,
@@ -25,7 +26,6 @@ from d2l.mesh import (
     param_shardings,
     split_packs,
 )
-from d2l.model import TOKENS_PER_CALL, make_reader
 from d2l.target.decoder import abstract_decoder
 from d2l.target.shapes import target_shape
 from d2l.target.weights import load_target
