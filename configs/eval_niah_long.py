@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
 
-@TIME@ Useful override: --config.hypernet=FOLDER
+Two cores that tests shared in part: 55 minutes. Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections
@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "samples": 40,
             },
             "far": {"kind": "needles", "lengths": ((16000, 16384), (40000, 40960)), "depths": 5, "samples": 10},
-            "sixteen_windows": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 10},
+            "sixteen_windows": {"kind": "needles", "lengths": ((130000, 131072),), "depths": 5, "samples": 3},
         }
     )
     return config
