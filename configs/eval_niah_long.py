@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_niah_long.py --workdir runs/eval_niah_long
 
-Two cores that tests shared in part: 55 minutes. Useful override: --config.hypernet=FOLDER
+Two cores that tests shared in part: 51 minutes. Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections

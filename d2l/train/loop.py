@@ -31,7 +31,7 @@ from d2l.train.feed import Layout, NeedleFeed, StoredFeed, place
 from d2l.train.flops import count_flops
 from d2l.train.optimizer import OptimizerConfig, learning_rates, make_optimizer, stage_schedule
 from d2l.train.processes import meet, together
-from d2l.train.product import Product, card
+from d2l.train.product import Product, make_card
 from d2l.train.run import Work, run
 from d2l.train.sections import hypernet_config, step_config
 from d2l.train.stages import StoredStage, needle_stage, read_stages
@@ -61,7 +61,7 @@ def train(
     fields = config.to_dict()
     stages = read_stages(fields)
     total = sum(stage["steps"] for stage in stages)
-    about = card(fields, total)
+    card = make_card(fields, total)
     profile = Profile(epath.Path(workdir), profile_steps)
 
     with contextlib.ExitStack() as stack:
@@ -128,7 +128,7 @@ def train(
         watch = Watch(workdir, done=done, total=total)
         state, reached = run(state, work(), checkpoints, watch, done=done, total=total, rates=rates, profile=profile)
         if reached == total:
-            product.save(workdir / "hypernet", state["params"], about, jnp.dtype(fields["save_dtype"]))
+            product.save(workdir / "hypernet", state["params"], card, jnp.dtype(fields["save_dtype"]))
         return watch.means()
 
 

@@ -48,7 +48,7 @@ class Product:
                 save_hypernet(local, self.config, jax.device_get(params), **names, card=card, dtype=dtype)
 
 
-def card(fields: dict[str, Any], updates: int) -> dict[str, Any]:
+def make_card(fields: dict[str, Any], updates: int) -> dict[str, Any]:
     """What is said of a hypernetwork beside its weights: its config, and how documents are to be cut (`Chunking`).
 
     Raises:
@@ -77,5 +77,5 @@ def export_checkpoint(workdir: str, out: str, *, step: int | None = None, best: 
         lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=here), abstract_hypernet(product.config)[1]
     )
     params, number = read_params(place, params, step=step, best=best)
-    product.save(epath.Path(out), params, card(fields, number), jnp.dtype(fields["save_dtype"]))
+    product.save(epath.Path(out), params, make_card(fields, number), jnp.dtype(fields["save_dtype"]))
     return number
