@@ -20,6 +20,7 @@ setup(
         "grain",
         "huggingface_hub",
         "jinja2",
+        "llvmlite",  # compiles the CPU's product of few rows
         "ml_collections",
         "msgpack",
         "numpy",

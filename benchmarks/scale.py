@@ -38,7 +38,6 @@ SLICES = (
     ("TPU v5 lite", 64, 1),
     ("TPU v5 lite", 64, 4),
     ("TPU v5 lite", 256, 4),
-    ("TPU v5 lite", 512, 8),
     ("TPU v5", 8, 1),
     ("TPU v5", 64, 1),
     ("TPU v5", 256, 4),
@@ -112,8 +111,7 @@ def growth_table() -> list[str]:
         shapes = stage_shapes(fields, "one_chunk")
         params = tuple(count for part, _, count in parameter_rows(fields) if part in ("total", "target (frozen)"))
         for name, chips, model_axis in SLICES:
-            if target.num_key_value_heads % model_axis == 0:
-                lines.append(growth_line(config, model, shapes, fields["packs"], name, chips, model_axis, params))
+            lines.append(growth_line(config, model, shapes, fields["packs"], name, chips, model_axis, params))
         for times in (4, 16):
             longer = dataclasses.replace(shapes, ctx_tokens=times * shapes.ctx_tokens)
             lines.append(growth_line(config, model, longer, fields["packs"] // times, "TPU v5", 64, 4, params))

@@ -48,6 +48,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--split", choices=SPLITS, default="train", help="splits share no names, towns and phrasings")
     sub.add_argument("--samples", type=int, default=1000)
     sub.add_argument("--lengths", default="64-512", help="tokens, as 64-512")
+    sub.add_argument("--queries", type=int, help="most questions about a page (default: all)")
+    sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("ruler", ruler, "the needle tasks of RULER: keys, values and haystacks of several kinds")
@@ -113,10 +115,26 @@ def corpus(args: argparse.Namespace) -> None:
 
 
 def biographies(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from d2l.data.biographies.generate import biographies as make
+    from d2l.data.record import Record
+    from d2l.data.selfgen.answers import mix_instructions
+    from d2l.data.selfgen.config import check_closed_qa
 
     ((low, high),) = read_lengths(args.lengths, one=True)
-    _write(args, make(args.split, args.seed, args.samples, target_tokenizer(args.target), low, high))
+    if args.queries is not None and args.queries < 1:
+        raise UserError(f"--queries is {args.queries}: give 1 or more.")
+    check_closed_qa(args.closed_qa)
+
+    def asked(number: int, record: Record) -> Record:
+        rng = np.random.default_rng((args.seed, number))
+        return dataclasses.replace(
+            record, queries=tuple(mix_instructions(record.queries[: args.queries], args.closed_qa, rng))
+        )
+
+    pages = make(args.split, args.seed, args.samples, target_tokenizer(args.target), low, high)
+    _write(args, itertools.starmap(asked, enumerate(pages)))
 
 
 def ruler(args: argparse.Namespace) -> None:

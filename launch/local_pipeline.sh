@@ -7,18 +7,18 @@
 # DOCUMENTS: a folder, of which every fifth file is held out (default: those that are installed on this machine)
 # RUNS: where everything goes (default: runs/local_pipeline)
 #
-#   PASSAGES=48 HELD_OUT=10 PAGES=48 STEPS=40 CHUNK_STEPS=12 launch/local_pipeline.sh     the small setting, and the default
+#   PASSAGES=24 HELD_OUT=12 PAGES=24 STEPS=20 CHUNK_STEPS=6 launch/local_pipeline.sh     the small setting, and the default
 set -euo pipefail
 cd "$(dirname "$0")/.."
 USAGE="[DOCUMENTS [RUNS]]" MOST=2
 source launch/here.sh
 DOCUMENTS=${1:-}
 RUNS=${2:-runs/local_pipeline}
-PASSAGES=${PASSAGES:-48}    # passages to learn from
-PAGES=${PAGES:-48}          # pages about people who do not exist, to learn from too
-HELD_OUT=${HELD_OUT:-10}    # passages to be evaluated on
-STEPS=${STEPS:-40}          # with one chunk a document
-CHUNK_STEPS=${CHUNK_STEPS:-12}  # with several
+PASSAGES=${PASSAGES:-24}    # passages to learn from
+PAGES=${PAGES:-24}          # pages about people who do not exist, to learn from too
+HELD_OUT=${HELD_OUT:-12}    # passages to be evaluated on
+STEPS=${STEPS:-20}          # with one chunk a document
+CHUNK_STEPS=${CHUNK_STEPS:-6}  # with several
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$RUNS/compiled}
 
 # ---------------------------------------------------------------- documents

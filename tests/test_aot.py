@@ -15,6 +15,7 @@ from d2l.errors import UserError
 from d2l.experiments import aot
 from d2l.experiments.growth import Model, step_flops
 from d2l.experiments.hlo import collectives
+from d2l.experiments.programs import train_program
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.target.decoder import abstract_decoder
 from d2l.train.flops import count_flops
@@ -55,6 +56,13 @@ def sharded_scan():
 
     args = array((LAYERS, WIDTH, WIDTH), P(None, "data", "model")), array((BATCH, WIDTH), P("data", None))
     return jax.jit(jax.grad(loss)), args, mesh
+
+
+def test_a_mesh_that_divides_no_heads_is_named():
+    fields = read_hypernet_config("configs/mistral_7b_main.py", [])
+    mesh = jax.make_mesh((1, 1, 8), ("data", "fsdp", "model"), axis_types=(AxisType.Explicit,) * 3)
+    with pytest.raises(UserError, match="hypernet_num_kv_heads is 4, which the 8 devices"):
+        train_program(fields, "one_chunk", mesh)
 
 
 def test_collectives_count_as_often_as_their_loop_runs(sharded_scan):

@@ -55,6 +55,14 @@ def test_biographies_in_both_forms(data):
     assert len(records) == 9 and all(record.queries for record in records)
     assert data("biographies", *argv, out="folder") == records
     assert "no range of tokens" in data("biographies", "--lengths", "x")
+    few = data("biographies", *argv, "--queries", 2, "--closed-qa", 1)
+    assert [r.context for r in few] == [r.context for r in records]
+    for asked, whole in zip(few, records, strict=True):
+        assert [q.answers for q in asked.queries] == [q.answers for q in whole.queries[:2]]
+        for query, plain in zip(asked.queries, whole.queries, strict=False):
+            assert query.question.split("\n")[0] == plain.question and len(query.question.split("\n")) == 2
+    assert "--queries is 0" in data("biographies", "--queries", 0)
+    assert "closed_qa is 2.0" in data("biographies", "--closed-qa", 2)
 
 
 def test_published_sets_and_overlap(data, tmp_path, capsys):

@@ -20,7 +20,6 @@ from d2l.mesh import (
     GROUP_AXES,
     abstract,
     batch_shardings,
-    check_divisible,
     gather,
     group_shards,
     param_shardings,
@@ -33,7 +32,7 @@ from d2l.train.flops import count_flops
 from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
 from d2l.train.sections import hypernet_config, step_config
 from d2l.train.stages import StoredStage, needle_stage, read_stages
-from d2l.train.step import init_state, make_step
+from d2l.train.step import check_mesh, init_state, make_step
 
 DOCUMENT_TOKENS = 131_072  # of a document that is internalized
 
@@ -93,8 +92,7 @@ def _train(fields: dict[str, Any], stage: str, mesh: Mesh | None) -> tuple[Calla
     optimizer = make_optimizer(optimizer_config, stage_schedule(read_stages(fields)), params)
     accumulate, groups = split_packs(fields.get("packs", 1), mesh)
     if mesh is not None:
-        heads = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-        check_divisible(mesh, **{name: getattr(target, name) for name in heads})
+        check_mesh(mesh, target, hyper)
     shapes = stage_shapes(fields, stage)
     return make_step(hyper, target, step_config(fields, fields["stages"][stage]), optimizer), (
         jax.eval_shape(lambda: init_state(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params), optimizer)),

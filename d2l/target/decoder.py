@@ -5,7 +5,7 @@ V vocabulary, C contexts (adapters), R rank.
 
 Parameter names and the [out, in] layout are Hugging Face's. Layers come in one of two forms: stacked on a leading
 layer axis and scanned (training, sharding, short compiles), or one by one (`unstack_params`), which on a CPU decodes
-about 2.5 times faster, since a scan copies each layer's weights out of the stack; their matrices are [in, out].
+about 2.5 times faster, since a scan copies each layer's weights out of the stack.
 """
 
 import operator
@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from d2l import mesh
+from d2l.target import few_rows
 from d2l.target.attention import apply_rope, attend, rope_table
 from d2l.target.config import TargetConfig
 from d2l.target.product import float32_product
@@ -27,21 +28,18 @@ from d2l.target.splash import splash_attention, usable
 Params = dict[str, Any]
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
-# Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step. Another
-# tenth is what [in, out] takes off it: a CPU's product of few rows has to turn [out, in] over first.
+# Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step.
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def times(x_BTi: jax.Array, w: jax.Array, dtype: jnp.dtype | None = None, *, layout: str = "oi") -> jax.Array:
-    """W x with the sum in `dtype` (default: that of x); `layout` is "oi" for `w` `[out, in]`, "io" for `[in, out]`."""
-    spec, out = f"bti,{layout}->bto", layout.index("o")
-    if x_BTi.shape[0] * x_BTi.shape[1] > 1 or x_BTi.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
-        return mesh.product(spec, x_BTi, w, out=out, dtype=dtype)
-    # XLA multiplies a single bfloat16 row on a CPU at a tenth of the rate of two rows.
-    twice_12i = jnp.concatenate([x_BTi, x_BTi], axis=1)
-    return jnp.einsum(spec, twice_12i, w, preferred_element_type=dtype)[:, :1]
+def times(x_BTi: jax.Array, w_oi: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """W x with the sum in `dtype` (default: that of x)."""
+    if not few_rows.usable(x_BTi, w_oi):
+        return mesh.product("bti,oi->bto", x_BTi, w_oi, out=0, dtype=dtype)
+    y_No = few_rows.few_rows_product(x_BTi.reshape(-1, x_BTi.shape[-1]), w_oi)
+    return y_No.reshape(*x_BTi.shape[:-1], -1).astype(dtype or x_BTi.dtype)
 
 
 def low_rank(x_BTi: jax.Array, ab: dict[str, jax.Array], split: str | None = None) -> jax.Array:
@@ -58,17 +56,17 @@ def low_rank(x_BTi: jax.Array, ab: dict[str, jax.Array], split: str | None = Non
     if "gate" in ab:
         h_BTR = h_BTR * ab["gate"].astype(h_BTR.dtype)
     if one:
-        return times(h_BTR, B[0], layout="io")
+        return times(h_BTR, B[0].T)
     return mesh.product("btr,bro->bto", h_BTR, B, out=2)
 
 
 def linear(module: nnx.Module, name: str, x_BTi: jax.Array, adapter: dict[str, Any]) -> jax.Array:
     """y = W x with the weight `name` of `module`, plus what the adapter has for it (see `low_rank`)."""
-    w, layout = getattr(module, name)[...], module.layout
-    y_BTo = times(x_BTi, w, layout=layout)
+    w_oi = getattr(module, name)[...]
+    y_BTo = times(x_BTi, w_oi)
     if name not in adapter:
         return y_BTo
-    return y_BTo + low_rank(x_BTi, adapter[name], mesh.split_of(w, layout.index("o")))
+    return y_BTo + low_rank(x_BTi, adapter[name], mesh.split_of(w_oi, 0))
 
 
 def linears(module: nnx.Module, joined: str, x_BTi: jax.Array, adapter: dict[str, Any]) -> list[jax.Array]:
@@ -76,7 +74,7 @@ def linears(module: nnx.Module, joined: str, x_BTi: jax.Array, adapter: dict[str
     names = JOINED[joined]
     if not hasattr(module, joined):
         return [linear(module, name, x_BTi, adapter) for name in names]
-    y_BTo, parts, start = times(x_BTi, getattr(module, joined)[...], layout=module.layout), [], 0
+    y_BTo, parts, start = times(x_BTi, getattr(module, joined)[...]), [], 0
     for name in names:
         end = start + module.config.module_sizes[name][1]
         part_BTo, start = y_BTo[..., start:end], end
@@ -112,14 +110,11 @@ def norm_param(config: TargetConfig, shape: tuple[int, ...]) -> nnx.Param:
 
 
 def add_weights(module: nnx.Module, names: Sequence[str], stack: tuple[int, ...], init: Callable) -> None:
-    """The weights of `names`, each `[*stack, out, in]`; of a layer that stands alone (`stack` is ()) joined ones,
-    `[in, out]`."""
+    """The weights of `names`, each `[*stack, out, in]`; of a layer that stands alone (`stack` is ()) joined ones."""
     sizes = module.config.module_sizes
-    module.layout = "oi" if stack else "io"
     joined = {} if stack else {key: parts for key, parts in JOINED.items() if set(parts) <= set(names)}
     for key, parts in (joined | {name: (name,) for name in names if name not in sum(joined.values(), ())}).items():
-        width = {"o": sum(sizes[name][1] for name in parts), "i": sizes[parts[0]][0]}
-        setattr(module, key, nnx.Param(init((*stack, *(width[axis] for axis in module.layout)))))
+        setattr(module, key, nnx.Param(init((*stack, sum(sizes[name][1] for name in parts), sizes[parts[0]][0]))))
 
 
 class Attention(nnx.Module):
@@ -364,18 +359,18 @@ def stack_params(params: Params, config: TargetConfig) -> Params:
 
 
 def _join(weights: Params) -> Params:
-    """Weights `[out, in]` by name as a layer that stands alone has them: some as one, matrices `[in, out]`."""
+    """Weights by name as a layer that stands alone has them: some as one."""
     joined = {key: names for key, names in JOINED.items() if set(names) <= set(weights)}
-    rest = {name: w.T if w.ndim == 2 else w for name, w in weights.items() if name not in sum(joined.values(), ())}
-    return rest | {key: jnp.concatenate([weights[name] for name in names]).T for key, names in joined.items()}
+    rest = {name: w for name, w in weights.items() if name not in sum(joined.values(), ())}
+    return rest | {key: jnp.concatenate([weights[name] for name in names]) for key, names in joined.items()}
 
 
 def _part(weights: Params, config: TargetConfig) -> Params:
     """The inverse of `_join`."""
-    out = {name: w.T if w.ndim == 2 else w for name, w in weights.items() if name not in JOINED}
+    out = {name: w for name, w in weights.items() if name not in JOINED}
     for key in set(weights) & set(JOINED):
         ends = np.cumsum([config.module_sizes[name][1] for name in JOINED[key]])
-        out |= zip(JOINED[key], jnp.split(weights[key].T, ends[:-1]), strict=True)
+        out |= zip(JOINED[key], jnp.split(weights[key], ends[:-1]), strict=True)
     return out
 
 

@@ -127,11 +127,11 @@ class Generator:
         self.config = config
         self.params = unstack_params(params, config.num_hidden_layers)
         self.dtype = params["embed_tokens"].dtype
-        # A CPU multiplies two bfloat16 rows in the time of one (`decoder.times`), two float32 rows in twice that.
+        # A CPU multiplies two bfloat16 rows in about the time of one (`few_rows`), two float32 rows in twice that.
         self.guess = (jax.default_backend() != "cpu" or self.dtype == jnp.bfloat16) if guess is None else guess
         self._graphdef = abstract_decoder(config, stacked=False)[0]
 
-        def run(params, cache, tokens_BT, positions_BT, last_B, adapter, sampling, *, fresh):
+        def run(params, cache, tokens_BT, positions_BT, last_B, adapter, sampling, rows_B=None, *, fresh):
             decoder: Decoder = nnx.merge(self._graphdef, params)
             x_BTD, cache, _ = decoder.run_blocks(
                 decoder.embed(tokens_BT), positions_BT=positions_BT, cache=cache, adapter=adapter, fresh=fresh
@@ -139,7 +139,7 @@ class Generator:
             x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
             logits_BV = decoder.unembed(decoder.final_norm(x_BD))
             positions_B = jnp.take_along_axis(positions_BT, last_B[:, None], axis=1)[:, 0]
-            return sample(logits_BV, sampling, positions_B), cache
+            return sample(logits_BV, sampling, positions_B, rows_B), cache
 
         def run_pair(params, cache, ids_S, length, adapter, sampling):
             """The token after `ids_S[:length]` and, if `guess_next` was right, the one after it: two ids, and how many

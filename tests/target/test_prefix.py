@@ -42,6 +42,9 @@ def test_generates_what_follows_the_whole_prompt(generator, monkeypatch, piece):
     warm = Sampling(temperature=1.5, seed=3)
     sampled = generator.generate_after(read, BRANCHES, max_new_tokens=12, sampling=warm)
     assert sampled == generator.generate(whole, max_new_tokens=12, sampling=warm) != expected
+    for rows in (1, 2):  # rows that are used again
+        assert generator.generate_after(read, BRANCHES, max_new_tokens=12, stop_ids=[stop], rows=rows) == stopped
+        assert generator.generate_after(read, BRANCHES, max_new_tokens=12, sampling=warm, rows=rows) == sampled
 
 
 def test_top_k_is_that_of_a_full_forward(target, generator):

@@ -75,18 +75,17 @@ class Chat:
             Branch(document, [*self.ids(question), *self.tokenizer.encode(start)])
             for (document, question), start in zip(asked, starts, strict=True)
         ]
-        out: list[list[int]] = [[] for _ in branches]
-        for batch in self._batches(prefixes, [len(b.ids) + max_new_tokens for b in branches]):
-            replies = self.generator.generate_after(
-                prefixes,
-                [branches[i] for i in batch],
-                max_new_tokens=max_new_tokens,
-                stop_ids=self.tokenizer.eos_ids,
-                sampling=Sampling(temperature, seed=_fold(seed, batch[0])),
-            )
-            for i, ids in zip(batch, replies, strict=True):
-                out[i] = ids
-        return out
+        if not branches:
+            return []
+        longest = int(prefixes.lengths.max()) + max(len(branch.ids) for branch in branches)
+        return self.generator.generate_after(
+            prefixes,
+            branches,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.tokenizer.eos_ids,
+            sampling=Sampling(temperature, seed=seed),
+            rows=self._most(longest + max_new_tokens),
+        )
 
     def top_k(
         self, prefixes: Prefixes, asked: Sequence[tuple[int, str]], responses: Sequence[Sequence[int]], k: int
@@ -112,8 +111,3 @@ class Chat:
     def _most(self, tokens: int) -> int:
         """How many rows of so many tokens go together: a power of two, for few shapes to compile for."""
         return 1 << max(1, self._batch_tokens // tokens).bit_length() - 1
-
-
-def _fold(seed: int, number: int) -> int:
-    """A seed of its own for a number."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)

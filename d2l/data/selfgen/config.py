@@ -7,6 +7,12 @@ from d2l.errors import UserError
 QUESTIONS = ("generate", "keep")
 
 
+def check_closed_qa(share: float) -> None:
+    """Raise a `UserError` where `share` is none."""
+    if not 0 <= share <= 1:
+        raise UserError(f"closed_qa is {share}: give a share in [0, 1].")
+
+
 @dataclasses.dataclass(frozen=True)
 class SelfgenConfig:
     """Options of `d2l selfgen`; defaults are those of the paper's main data where it has any.
@@ -49,5 +55,4 @@ class SelfgenConfig:
         for name in ("question_temperature", "temperature"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}: give 0 (greedy) or more.")
-        if not 0 <= self.closed_qa <= 1:
-            raise UserError(f"closed_qa is {self.closed_qa}: give a share in [0, 1].")
+        check_closed_qa(self.closed_qa)
