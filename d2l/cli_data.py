@@ -57,6 +57,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--split", choices=SPLITS, default="train", help="splits share no nouns of keys and no texts")
     sub.add_argument("--samples", type=int, default=1000, help="of each task")
     sub.add_argument("--lengths", default="32-256", help="tokens, as 32-256")
+    sub.add_argument("--needles", help="keys with a value, as 1-8, instead of the tasks' own number")
+    sub.add_argument("--queries", type=int, default=1, help="most questions about a document, for training")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("qa", qa, "a published question-answering set", tokens=False)
@@ -142,8 +144,11 @@ def ruler(args: argparse.Namespace) -> None:
 
     ((low, high),) = read_lengths(args.lengths, one=True)
     tokenizer = target_tokenizer(args.target)
+    needles = None if args.needles is None else read_lengths(args.needles, one=True)[0]
+    options = {"needles": needles, "queries": args.queries}
     items = itertools.product(range(args.samples), args.tasks.split(","))
-    _write(args, (ruler_at(task, args.split, args.seed, index, tokenizer, low, high) for index, task in items))
+    make = functools.partial(ruler_at, tokenizer=tokenizer, min_tokens=low, max_tokens=high, **options)
+    _write(args, (make(task, args.split, args.seed, index) for index, task in items))
 
 
 def qa(args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ def read_lengths(text: str, *, one: bool = False) -> list[tuple[int, int]]:
     for part in text.split(","):
         low, dash, high = part.partition("-")
         if not (dash and low.isdecimal() and high.isdecimal() and int(low) <= int(high)):
-            raise UserError(f"{part!r} is no range of tokens: give lengths like 32-256.")
+            raise UserError(f"{part!r} is no range: give two whole numbers, as 32-256.")
         ranges.append((int(low), int(high)))
     if one and len(ranges) != 1:
         raise UserError(f"{text!r} has {len(ranges)} ranges: give one, like 32-256.")

@@ -90,16 +90,29 @@ TASKS = {
 
 
 def ruler_at(
-    task: str, split: str, seed: int, index: int, tokenizer: Tokenizer, min_tokens: int, max_tokens: int
+    task: str,
+    split: str,
+    seed: int,
+    index: int,
+    tokenizer: Tokenizer,
+    min_tokens: int,
+    max_tokens: int,
+    *,
+    needles: tuple[int, int] | None = None,
+    queries: int = 1,
 ) -> Record:
-    """Item `index` of a task, split and seed: a pure function of these, the tokenizer and the range.
+    """Item `index` of a task, split and seed: a pure function of all arguments.
 
     Its length in tokens is about uniform in [min_tokens, max_tokens] and never above it; where the range starts below
     the needles' own length, they stand alone in some items. The answer to a question about several values names them
     with commas, in the order of the keys asked and of the document.
 
+    Args:
+      needles: at least and at most so many keys have a value, instead of the task's number; drawn uniformly.
+      queries: most questions about a document, each about other keys. A task has one; training learns from more.
+
     Raises:
-      UserError: an unknown task or split, or a range that cannot hold the needles.
+      UserError: an unknown task or split, too few needles, or a range that cannot hold them.
     """
     if task not in TASKS:
         raise UserError(f"RULER has no task {task!r} here: give one of {', '.join(TASKS)}.")
@@ -108,16 +121,25 @@ def ruler_at(
     spec = TASKS[task]
     rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
     used: set[str] = set()
-    keys = [_fresh(rng, spec.keys, split, used) for _ in range(spec.needles)]
+    low, high = needles or (spec.needles, spec.needles)
+    if not spec.asked <= low <= high or queries < 1:
+        raise UserError(
+            f"{task} with {low} to {high} needles and {queries} questions: give at least {spec.asked} needles, the "
+            "larger number last, and 1 question or more."
+        )
+    count = low if low == high else int(rng.integers(low, high, endpoint=True))
+    keys = [_fresh(rng, spec.keys, split, used) for _ in range(count)]
     values = {key: [_fresh(rng, spec.values, split, used) for _ in range(spec.per_key)] for key in keys}
     kind = KINDS[spec.values]
     pairs = [(key, value) for key in keys for value in values[key]]
     told = [NEEDLE.format(kind, *pairs[i]) for i in rng.permutation(len(pairs))]
     document = surround(rng, told, _background(rng, spec, split, used), tokenizer, min_tokens, max_tokens)
-    asked = keys[: spec.asked]
-    wanted = [value for key in asked for value in sorted(values[key], key=document.index)]
-    query = Query(_question(kind, asked, len(wanted)), (", ".join(wanted),), task)
-    return Record(f"{task}-{seed}-{index}", document, (query,), "ruler", split)
+    questions = []
+    for first in range(0, min(queries * spec.asked, count - spec.asked + 1), spec.asked):
+        asked = keys[first : first + spec.asked]
+        wanted = [value for key in asked for value in sorted(values[key], key=document.index)]
+        questions.append(Query(_question(kind, asked, len(wanted)), (", ".join(wanted),), task))
+    return Record(f"{task}-{seed}-{index}", document, tuple(questions), "ruler", split)
 
 
 def _question(kind: str, asked: list[str], count: int) -> str:

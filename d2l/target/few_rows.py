@@ -60,9 +60,7 @@ def register() -> llvm.ExecutionEngine:
     )
     module = llvm.parse_assembly(PROGRAM)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = options.loop_interleaving = True
-    builder = llvm.create_pass_builder(machine, options)
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
@@ -74,44 +72,78 @@ def register() -> llvm.ExecutionEngine:
 
 # ---------------------------------------------------------------- the kernel
 
-TOGETHER = (4, 2, 1)  # rows of x that are multiplied with one load of a weight, the most first
+TOGETHER = (4, 2, 1)  # rows of x that are multiplied with one load of weights, the most first
+WIDTH = 32  # weights that are multiplied at once: the 64 bytes of a cache line
+REDUCE = f"llvm.vector.reduce.fadd.v{WIDTH}f32"
+AHEAD = 4096  # bytes that are asked for before they are needed: a core's own guesses end at a page
 
 
 def _dot(rows: int) -> str:
     """`@dot{rows}`: one row of the matrix times `rows` rows of x.
 
-    LLVM makes vectors of the loop, of a size that is given, so that a row's sum is the same beside any others.
+    The size of its vectors is given, not the machine's, so that a row's sum is the same beside any others.
     """
-    every = range(rows)
+    every, vector = range(rows), f"<{WIDTH} x float>"
+
+    def shift(kind: str, size: str) -> list[str]:
+        """bfloat16 weights, the upper halves of float32 numbers, as such numbers."""
+        of, to, real = (f"<{WIDTH} x {name}>" if size else name for name in ("i16", "i32", "float"))
+        by = "splat (i32 16)" if size else "16"
+        return [
+            f"  %{kind}.at = getelementptr i16, ptr %w, i64 %{kind}.i",
+            f"  %{kind}.bits = load {of}, ptr %{kind}.at, align 2",
+            f"  %{kind}.wide = zext {of} %{kind}.bits to {to}",
+            f"  %{kind}.high = shl {to} %{kind}.wide, {by}",
+            f"  %{kind}.weight = bitcast {to} %{kind}.high to {real}",
+        ]
+
+    def add(kind: str, real: str) -> list[str]:
+        """The weights times x, added to a sum for each row."""
+        return [
+            f"  %{kind}.x{r} = getelementptr float, ptr %x{r}, i64 %{kind}.i\n"
+            f"  %{kind}.value{r} = load {real}, ptr %{kind}.x{r}, align 4\n"
+            f"  %{kind}.part{r} = fmul fast {real} %{kind}.weight, %{kind}.value{r}\n"
+            f"  %{kind}.new{r} = fadd fast {real} %{kind}.sum{r}, %{kind}.part{r}"
+            for r in every
+        ]
+
     return "\n".join(
         [
             f"define internal void @dot{rows}(ptr %x, ptr %w, ptr %y, i64 %size, i64 %out) {{",
             "entry:",
-            *(f"  %line{r} = mul i64 %size, {r}\n  %xr{r} = getelementptr float, ptr %x, i64 %line{r}" for r in every),
-            "  br label %loop",
-            "loop:",
-            "  %i = phi i64 [ 0, %entry ], [ %next, %loop ]",
-            *(f"  %sum{r} = phi float [ 0.0, %entry ], [ %new{r}, %loop ]" for r in every),
-            "  %wi = getelementptr i16, ptr %w, i64 %i",
-            "  %bits = load i16, ptr %wi",
-            "  %wide = zext i16 %bits to i32",
-            "  %high = shl i32 %wide, 16",  # a bfloat16 is the upper half of a float32
-            "  %weight = bitcast i32 %high to float",
-            *(
-                f"  %xi{r} = getelementptr float, ptr %xr{r}, i64 %i\n"
-                f"  %value{r} = load float, ptr %xi{r}\n"
-                f"  %part{r} = fmul fast float %weight, %value{r}\n"
-                f"  %new{r} = fadd fast float %sum{r}, %part{r}"
-                for r in every
-            ),
-            "  %next = add nuw nsw i64 %i, 1",
-            "  %more = icmp ult i64 %next, %size",
-            f"  br i1 %more, label %loop, label %end, !llvm.loop !{rows}",
+            *(f"  %line{r} = mul i64 %size, {r}\n  %x{r} = getelementptr float, ptr %x, i64 %line{r}" for r in every),
+            f"  %whole = and i64 %size, {-WIDTH}",
+            "  br label %vectors",
+            "vectors:",
+            "  %v.i = phi i64 [ 0, %entry ], [ %v.next, %vector ]",
+            *(f"  %v.sum{r} = phi {vector} [ zeroinitializer, %entry ], [ %v.new{r}, %vector ]" for r in every),
+            "  %v.more = icmp ult i64 %v.i, %whole",
+            "  br i1 %v.more, label %vector, label %sums",
+            "vector:",
+            *shift("v", "vector"),
+            f"  %ahead = getelementptr i8, ptr %v.at, i64 {AHEAD}",
+            "  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 3, i32 1)",  # to read, to stay, data
+            *add("v", vector),
+            f"  %v.next = add nuw nsw i64 %v.i, {WIDTH}",
+            "  br label %vectors",
+            "sums:",
+            *(f"  %sum{r} = call fast float @{REDUCE}(float 0.0, {vector} %v.sum{r})" for r in every),
+            "  br label %rest",
+            "rest:",
+            "  %s.i = phi i64 [ %whole, %sums ], [ %s.next, %single ]",
+            *(f"  %s.sum{r} = phi float [ %sum{r}, %sums ], [ %s.new{r}, %single ]" for r in every),
+            "  %s.more = icmp ult i64 %s.i, %size",
+            "  br i1 %s.more, label %single, label %end",
+            "single:",
+            *shift("s", ""),
+            *add("s", "float"),
+            "  %s.next = add nuw nsw i64 %s.i, 1",
+            "  br label %rest",
             "end:",
             *(
                 f"  %to{r} = mul i64 %out, {r}\n"
                 f"  %y{r} = getelementptr float, ptr %y, i64 %to{r}\n"
-                f"  store float %new{r}, ptr %y{r}"
+                f"  store float %s.sum{r}, ptr %y{r}"
                 for r in every
             ),
             "  ret void",
@@ -333,8 +365,6 @@ finish:
 
 declare i64 @llvm.umax.i64(i64, i64)
 declare i64 @llvm.umin.i64(i64, i64)
-
-{LINE.join(f"!{k} = distinct !{{ !{k}, !10, !11 }}" for k in TOGETHER)}
-!10 = !{{ !"llvm.loop.vectorize.width", i32 16 }}
-!11 = !{{ !"llvm.loop.interleave.count", i32 2 }}
+declare float @{REDUCE}(float, <{WIDTH} x float>)
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 """
