@@ -75,6 +75,24 @@ def test_needles_alone_and_ranges_that_hold_nothing(tokenizer):
         ruler_at("single_1", "dev", 0, 0, tokenizer, 50, 90)
 
 
+def test_documents_to_train_on_have_several_needles_and_questions(tokenizer):
+    counts = []
+    for index in range(12):
+        record = ruler_at("multiquery", "train", 0, index, tokenizer, 0, 300, needles=(4, 8), queries=2)
+        values = {key: value for _, key, value in FACT.findall(record.context)}
+        counts.append((len(values), len(record.queries)))
+        told = [value for query in record.queries for value in query.answers[0].split(", ")]
+        assert set(told) <= set(values.values()) and len(set(told)) == len(told) == 4 * len(record.queries)
+    assert {count for count, _ in counts} > {4, 8} and all(asked == count // 4 for count, asked in counts)
+    plain = ruler_at("multikey_1", "train", 0, 3, tokenizer, 200, 300)
+    several = ruler_at("multikey_1", "train", 0, 3, tokenizer, 200, 300, queries=20)
+    assert several.context == plain.context and several.queries[:1] == plain.queries and len(several.queries) == 8
+    with pytest.raises(UserError, match="multiquery with 2 to 5 needles and 1 questions: give at least 4 needles"):
+        ruler_at("multiquery", "train", 0, 0, tokenizer, 0, 300, needles=(2, 5))
+    with pytest.raises(UserError, match="with 1 to 1 needles and 0 questions"):
+        ruler_at("single_1", "train", 0, 0, tokenizer, 0, 300, queries=0)
+
+
 def test_the_command_and_the_evaluation_give_the_same(tmp_path, tokenizer):
     out = tmp_path / "r.jsonl"
     options = ("--split", "test", "--samples", "2", "--lengths", "100-200", "--tasks", "single_1,multiquery")
