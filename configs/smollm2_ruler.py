@@ -1,13 +1,13 @@
 """RULER's needle tasks on SmolLM2-135M-Instruct: several keys a document, each a word with a number of seven digits.
 
-Goes on from the shipped needle hypernetwork, which copies four digits out of one sentence. Keys first, nearly alone, with
-a question about each; then up to eight of them in texts of up to 256 tokens, in 1 to 8 chunks. Splits share no nouns of
-keys and no texts.
+Goes on from the shipped needle hypernetwork, which copies four digits out of one sentence. Keys first, nearly alone,
+with a question about each; then up to eight of them in texts of up to 256 tokens, in 1 to 8 chunks. Splits share no
+nouns of keys and no texts. The launcher makes the data, trains and evaluates:
 
     launch/smollm2_ruler.sh
 
-makes the data, trains and evaluates. Two CPU cores at 200 GFLOP/s: 12 s an update. Useful override: --config.dtype=float32, which is as
-fast there and takes twice the memory.
+Two CPU cores at 200 GFLOP/s: 12 s an update. Useful override: --config.dtype=float32, which is as fast there and takes
+twice the memory.
 """
 
 import ml_collections
@@ -27,19 +27,22 @@ def get_config() -> ml_collections.ConfigDict:
             "short": stage
             | {
                 "order": 0,
-                "steps": 200,
+                "steps": 250,
                 "final": 1.0,
-                "data": {"short": {"path": "data/ruler_short", "weight": 1.0}},
+                "data": {
+                    "one": {"path": "data/ruler_one", "weight": 0.5},
+                    "short": {"path": "data/ruler_short", "weight": 0.5},
+                },
                 "max_chunk_len": 96,
-                # One pack: 1,920 positions of documents, 2,560 of questions with their answers.
-                "contexts": 28,
-                "chunks": 28,
+                # One pack: 1,920 positions of documents, 2,048 of questions with their answers.
+                "contexts": 32,
+                "chunks": 32,
                 "ctx_rows": 5,
                 "ctx_tokens": 384,
-                "row_chunks": 6,
-                "query_rows": 5,
-                "row_contexts": 6,
-                "responses": 480,
+                "row_chunks": 9,
+                "query_rows": 4,
+                "row_contexts": 9,
+                "responses": 400,
             },
             "texts": stage
             | {
