@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/d2l demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 parity: $(STAMP)
 	tests/parity/run.sh

@@ -2,9 +2,10 @@
 
 Goes on from the shipped needle hypernetwork, which copies four digits out of one sentence. Keys first, nearly alone,
 with a question about each; then up to eight of them in texts of up to 256 tokens, in 1 to 8 chunks. Splits share no
-nouns of keys and no texts. The launcher makes the data, trains and evaluates:
+nouns of keys and no texts. The launcher makes the data, trains and evaluates; this is its second step:
 
     launch/smollm2_ruler.sh
+    d2l train --config configs/smollm2_ruler.py --workdir runs/smollm2_ruler
 
 Two CPU cores at 200 GFLOP/s: 12 s an update. Useful override: --config.dtype=float32, which is as fast there and takes
 twice the memory.

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 USAGE="" MOST=0
 source launch/here.sh
 
-tasks=(--tasks single_1,single_2)
+tasks=(--tasks "single_1,single_2")
 [[ -e data/ruler_one ]] || d2l data ruler "${tasks[@]}" --lengths 0-64 --samples 8000 --seed 3 --out data/ruler_one
 [[ -e data/ruler_short ]] || d2l data ruler "${tasks[@]}" --needles 1-3 --queries 3 --lengths 0-96 --samples 10000 \
     --out data/ruler_short

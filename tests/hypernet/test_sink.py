@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -47,8 +46,8 @@ def test_first_token_is_untouched_and_the_others_are_not(target_folder, modules)
 
     plain = jax.jit(lambda: decoder.run_blocks(decoder.embed(tokens))[0])()
     moved = hidden(projected)
-    # Rounding of float32 sums of another order: 1.4e-5 at a value of 2.5 was seen.
-    np.testing.assert_allclose(moved[:, 0], plain[:, 0], rtol=1e-5, atol=1e-5)
+    # Of the whole vector: sums of another order, which machines differ in, round its small entries like its large ones.
+    assert jnp.linalg.norm(moved[:, 0] - plain[:, 0]) <= 5e-6 * jnp.linalg.norm(plain[:, 0])
     assert jnp.abs(moved[:, 1:] - plain[:, 1:]).max() > 0.01
     assert jnp.abs(hidden(params)[:, 0] - plain[:, 0]).max() > 0.01
 

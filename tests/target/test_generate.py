@@ -132,7 +132,7 @@ def guesser(target):
 
 
 def test_guesses_change_no_token(target, generator, guesser):
-    for prompt in prompts_of([1, 7, 31, 40]):
+    for prompt in prompts_of([1, 40]):
         for adapter in (None, random_adapter(target.config, 1, 2)):
             for sampling in (None, Sampling(temperature=0.3, seed=5)):
                 options = {"adapter": adapter, "sampling": sampling}
