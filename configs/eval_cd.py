@@ -4,7 +4,7 @@
 
 The paper's update cost on SQuAD: D2L below 1 s and 2 GB; distillation on the evaluation's own queries about 40 s, on 20
 generated queries above 100 s and 40 GB. The release trains 300 epochs at 1e-4, here it is a fifth of them at thrice the
-rate. The needle takes 8 minutes on two cores. Useful override: --config.methods.cd_oracle.epochs=300
+rate. All of it takes 12 minutes on two cores. Useful override: --config.methods.cd_oracle.epochs=300
 """
 
 import ml_collections
