@@ -123,7 +123,7 @@ def test_arguments_that_do_not_exist(options, tmp_path, capsys):
     assert "no task 'squad'" in fails(capsys, "eval", "--tasks", "squad")
     assert "no method 'rag'" in fails(capsys, "eval", "--methods", "d2l,rag")
     for lengths in ("32", "a-b", "64-32", "32-64,", ""):
-        assert "no range" in fails(capsys, "eval", "--lengths", lengths)
+        assert "is no range: give two whole numbers" in fails(capsys, "eval", "--lengths", lengths)
     assert "samples is 0" in fails(capsys, "eval", "--samples", "0", *options)
     assert "unknown argument" in fails(capsys, "eval", "--nonsense")
     with pytest.raises(SystemExit) as stop:

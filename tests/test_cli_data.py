@@ -54,7 +54,7 @@ def test_biographies_in_both_forms(data):
     records = data("biographies", *argv)
     assert len(records) == 9 and all(record.queries for record in records)
     assert data("biographies", *argv, out="folder") == records
-    assert "no range" in data("biographies", "--lengths", "x")
+    assert "is no range: give two whole numbers" in data("biographies", "--lengths", "x")
     few = data("biographies", *argv, "--queries", 2, "--closed-qa", 1)
     assert [r.context for r in few] == [r.context for r in records]
     for asked, whole in zip(few, records, strict=True):

@@ -83,30 +83,30 @@ def _dot(rows: int) -> str:
 
     The size of its vectors is given, not the machine's, so that a row's sum is the same beside any others.
     """
-    every, vector = range(rows), f"<{WIDTH} x float>"
+    every = range(rows)
 
-    def shift(kind: str, size: str) -> list[str]:
-        """bfloat16 weights, the upper halves of float32 numbers, as such numbers."""
-        of, to, real = (f"<{WIDTH} x {name}>" if size else name for name in ("i16", "i32", "float"))
-        by = "splat (i32 16)" if size else "16"
+    def lanes(kind: str, name: str) -> str:
+        """Type `name` of the loop `kind`: `v` of vectors, or `s` of single numbers, those that are left."""
+        return f"<{WIDTH} x {name}>" if kind == "v" else name
+
+    def add(kind: str) -> list[str]:
+        """bfloat16 weights, which are the upper halves of float32 numbers, times x, added to a sum for each row."""
+        of, to, real = (lanes(kind, name) for name in ("i16", "i32", "float"))
         return [
-            f"  %{kind}.at = getelementptr i16, ptr %w, i64 %{kind}.i",
             f"  %{kind}.bits = load {of}, ptr %{kind}.at, align 2",
             f"  %{kind}.wide = zext {of} %{kind}.bits to {to}",
-            f"  %{kind}.high = shl {to} %{kind}.wide, {by}",
+            f"  %{kind}.high = shl {to} %{kind}.wide, {'splat (i32 16)' if kind == 'v' else 16}",
             f"  %{kind}.weight = bitcast {to} %{kind}.high to {real}",
+            *(
+                f"  %{kind}.x{r} = getelementptr float, ptr %x{r}, i64 %{kind}.i\n"
+                f"  %{kind}.value{r} = load {real}, ptr %{kind}.x{r}, align 4\n"
+                f"  %{kind}.part{r} = fmul fast {real} %{kind}.weight, %{kind}.value{r}\n"
+                f"  %{kind}.new{r} = fadd fast {real} %{kind}.sum{r}, %{kind}.part{r}"
+                for r in every
+            ),
         ]
 
-    def add(kind: str, real: str) -> list[str]:
-        """The weights times x, added to a sum for each row."""
-        return [
-            f"  %{kind}.x{r} = getelementptr float, ptr %x{r}, i64 %{kind}.i\n"
-            f"  %{kind}.value{r} = load {real}, ptr %{kind}.x{r}, align 4\n"
-            f"  %{kind}.part{r} = fmul fast {real} %{kind}.weight, %{kind}.value{r}\n"
-            f"  %{kind}.new{r} = fadd fast {real} %{kind}.sum{r}, %{kind}.part{r}"
-            for r in every
-        ]
-
+    vector = lanes("v", "float")
     return "\n".join(
         [
             f"define internal void @dot{rows}(ptr %x, ptr %w, ptr %y, i64 %size, i64 %out) {{",
@@ -120,10 +120,10 @@ def _dot(rows: int) -> str:
             "  %v.more = icmp ult i64 %v.i, %whole",
             "  br i1 %v.more, label %vector, label %sums",
             "vector:",
-            *shift("v", "vector"),
+            "  %v.at = getelementptr i16, ptr %w, i64 %v.i",
             f"  %ahead = getelementptr i8, ptr %v.at, i64 {AHEAD}",
             "  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 3, i32 1)",  # to read, to stay, data
-            *add("v", vector),
+            *add("v"),
             f"  %v.next = add nuw nsw i64 %v.i, {WIDTH}",
             "  br label %vectors",
             "sums:",
@@ -135,8 +135,8 @@ def _dot(rows: int) -> str:
             "  %s.more = icmp ult i64 %s.i, %size",
             "  br i1 %s.more, label %single, label %end",
             "single:",
-            *shift("s", ""),
-            *add("s", "float"),
+            "  %s.at = getelementptr i16, ptr %w, i64 %s.i",
+            *add("s"),
             "  %s.next = add nuw nsw i64 %s.i, 1",
             "  br label %rest",
             "end:",
