@@ -46,7 +46,7 @@ def _draw(path: pathlib.Path, title: str, fill: Callable) -> Figure:
     fill(ax)
     ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the axes: it hides no point
     figure.savefig(path, dpi=DPI)
     pyplot.close(figure)
     return Figure(path, title)
