@@ -65,11 +65,8 @@ class Adapter:
 
     def for_decoder(self, dtype: jnp.dtype | None = None) -> Factors:
         """The form that the decoder takes: B multiplied by the scale."""
-
-        def cast(a):
-            return a if dtype is None else a.astype(dtype)
-
-        return {name: {"A": cast(ab["A"]), "B": cast(ab["B"] * self.scale)} for name, ab in self.factors.items()}
+        factors = scaled(self.factors, self.scale)
+        return factors if dtype is None else jax.tree.map(lambda a: a.astype(dtype), factors)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Write `adapter.safetensors` and `adapter.json`; an interrupted save leaves an earlier one whole."""
@@ -127,6 +124,11 @@ class Adapter:
         if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(factors)):
             raise UserError(f"the adapter in {folder} holds NaN or infinity: make it again.")
         return cls(factors, ranks, scale, target_name, weights_hash)
+
+
+def scaled(factors: Factors, scale: float) -> Factors:
+    """The same factors with B multiplied by a scale."""
+    return {name: {"A": ab["A"], "B": ab["B"] * scale} for name, ab in factors.items()}
 
 
 def compose(

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from d2l.errors import UserError
+from d2l.hypernet.chunk import CHUNK_AT
 
 
 def add_chunking(sub: argparse.ArgumentParser) -> None:
@@ -11,11 +12,12 @@ def add_chunking(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-chunk-len", type=int, help="tokens of a chunk (default: what the card says)")
     sub.add_argument("--chunk-overlap", type=int, help="tokens that chunks share (default: what the card says)")
     sub.add_argument("--keep-chunks", type=int, help="the loudest chunks that stay, 0 for all (default: the card's)")
+    sub.add_argument("--chunk-at", choices=CHUNK_AT, help="where documents are cut (default: what the card says)")
 
 
-def chunking(args: argparse.Namespace) -> dict[str, int | None]:
+def chunking(args: argparse.Namespace) -> dict[str, int | str | None]:
     """What `add_chunking` read, as keywords of `DocToLora.internalize`."""
-    return {name: getattr(args, name) for name in ("max_chunk_len", "chunk_overlap", "keep_chunks")}
+    return {name: getattr(args, name) for name in ("max_chunk_len", "chunk_overlap", "keep_chunks", "chunk_at")}
 
 
 def read_lengths(text: str, *, one: bool = False) -> list[tuple[int, int]]:

@@ -123,17 +123,19 @@ class DocToLora:
         max_chunk_len: int | None = None,
         chunk_overlap: int | None = None,
         keep_chunks: int | None = None,
+        chunk_at: str | None = None,
         iterative: bool = False,
     ) -> Adapter:
         """Read documents into an adapter of one context each.
 
-        A document is cut into the fewest chunks of equal length. They stream through the encoder and the hypernetwork
+        A document is cut into chunks. They stream through the encoder and the hypernetwork
         about `reader.TOKENS_PER_CALL` tokens at a time, each straight into its rows of the adapter, so peak memory
         does not grow with the document beyond the adapter itself.
 
         Args:
           documents: one text or several.
-          max_chunk_len, chunk_overlap, keep_chunks: as in `Chunking`; None is what the hypernetwork's card says.
+          max_chunk_len, chunk_overlap, keep_chunks, chunk_at: as in `Chunking`; None is what the
+            hypernetwork's card says.
           iterative: run a per-layer hypernetwork on one target layer after the other, for a smaller peak memory.
 
         Returns:
@@ -142,7 +144,9 @@ class DocToLora:
         Raises:
           UserError: no hypernetwork, an empty document, chunks larger than the window, a result that is not finite.
         """
-        chunking = self.chunking(max_chunk_len=max_chunk_len, chunk_overlap=chunk_overlap, keep_chunks=keep_chunks)
+        chunking = self.chunking(
+            max_chunk_len=max_chunk_len, chunk_overlap=chunk_overlap, keep_chunks=keep_chunks, chunk_at=chunk_at
+        )
         chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), chunking)
         hyper, C = self.hypernet.config, len(chunks)
         counts_C = np.array([chunking.kept(len(parts)) for parts in chunks], np.int32)
@@ -167,7 +171,7 @@ class DocToLora:
         ranks = jnp.asarray((counts_C + hyper.use_bias) * hyper.rank)
         return Adapter(factors, ranks, hyper.scale, self.target.name, self.target.weights_hash)
 
-    def chunking(self, **changes: int | None) -> Chunking:
+    def chunking(self, **changes: int | str | None) -> Chunking:
         """What the hypernetwork's card says of `Chunking`, with those of `changes` that are not None instead.
 
         Raises:
@@ -196,7 +200,7 @@ class DocToLora:
         for index, text in enumerate(documents):
             if not text.strip():
                 raise UserError(f"document {index + 1} of {len(documents)} is empty: give a text with words in it.")
-            chunks.append([[*prefix, *part, *suffix] for part in chunking.split(tokenizer.encode(text))])
+            chunks.append([[*prefix, *part, *suffix] for part in chunking.split(*tokenizer.encode_sentences(text))])
         return chunks
 
     @functools.cache  # noqa: B019 - one model lives as long as its compiled functions

@@ -12,7 +12,7 @@ from flax import nnx
 import d2l
 from d2l.adapter import compose, loudness
 from d2l.errors import UserError
-from d2l.hypernet.chunk import split_tokens
+from d2l.hypernet.chunk import split_sentences, split_tokens
 from d2l.hypernet.features import context_features
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
 from d2l.hypernet.store import save_hypernet
@@ -91,6 +91,24 @@ def test_the_loudest_chunks_make_the_adapter(model, monkeypatch):
             for key, a in ab.items():
                 same = [each[name][key][n] for n in (*loudest, parts)]
                 close(a[:, context, :rows], jnp.concatenate(same, axis=1))
+
+
+def test_documents_are_cut_where_sentences_end(model):
+    text = "The sky is blue. The grass is green, and so is the hill. Here we go. There and back again."
+    whole = model.internalize(text, max_chunk_len=20, chunk_at="sentences")
+    parts = split_sentences(*model.tokenizer.encode_sentences(text), 20)
+    assert len(parts) > 1 and all(model.tokenizer.decode(part).endswith(".") for part in parts)
+    r = model.hypernet.config.rank
+    assert int(whole.ranks[0]) == (len(parts) + model.hypernet.config.use_bias) * r
+    for place, part in enumerate(parts):
+        alone = model.internalize(model.tokenizer.decode(part))
+        for name, ab in alone.factors.items():
+            for key, a in ab.items():
+                close(a[:, 0, :r], whole.factors[name][key][:, 0, place * r : (place + 1) * r])
+    with pytest.raises(UserError, match="chunk_overlap is 3 and chunk_at sentences"):
+        model.internalize(text, chunk_overlap=3, chunk_at="sentences")
+    with pytest.raises(UserError, match="chunk_at is 'words'"):
+        model.internalize(text, chunk_at="words")
 
 
 def test_many_documents_equal_one_at_a_time(model):

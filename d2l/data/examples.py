@@ -9,7 +9,7 @@ from d2l.data.chunk import draw_num_chunks
 from d2l.data.pack import Example
 from d2l.data.record import Record
 from d2l.errors import UserError
-from d2l.hypernet.chunk import split_into
+from d2l.hypernet.chunk import split_into, split_sentences
 from d2l.target.tokenizer import Tokenizer
 
 
@@ -19,6 +19,7 @@ class ExampleMaker:
 
     Attributes:
       min_chunk_len, max_chunk_len, max_chunks: how documents are cut (`draw_num_chunks`).
+      chunk_at: `sentences` to cut where these end (`split_sentences`), unless that makes more than `max_chunks`.
       stored_teacher: train on the answers and log-probabilities that the records store; else on the first reference.
       teacher_prompts: make the prompts from which the step computes the teacher.
     """
@@ -28,6 +29,7 @@ class ExampleMaker:
     max_chunk_len: int
     max_chunks: int
     min_chunk_len: int = 1
+    chunk_at: str = "tokens"
     stored_teacher: bool = False
     teacher_prompts: bool = False
 
@@ -38,7 +40,7 @@ class ExampleMaker:
           UserError: the document is empty, or none of its queries can be trained on.
         """
         where = f"record {record.id!r} of {record.source} ({record.split})"
-        ids = self.tokenizer.encode(record.context)
+        ids, starts = self.tokenizer.encode_sentences(record.context)
         queries = [q for q in record.queries if (q.teacher is not None if self.stored_teacher else q.answers)]
         if not ids or not queries:
             what = (
@@ -49,8 +51,12 @@ class ExampleMaker:
             raise UserError(f"{where} has {what}: leave it out of what is trained on.")
         rng = np.random.default_rng((self.seed, position))
         count = draw_num_chunks(rng, len(ids), self.min_chunk_len, self.max_chunk_len, self.max_chunks)
+        chunks = split_into(ids, count)
+        if self.chunk_at == "sentences":
+            whole = split_sentences(ids, starts, self.max_chunk_len, count)
+            chunks = whole if len(whole) <= self.max_chunks else chunks
         asked = [(q.question, "" if self.stored_teacher else q.answers[0]) for q in queries]
-        example = make_example(split_into(ids, count), asked, self.tokenizer, teacher=self.teacher_prompts)
+        example = make_example(chunks, asked, self.tokenizer, teacher=self.teacher_prompts)
         if not self.stored_teacher:
             return example
         taught = [

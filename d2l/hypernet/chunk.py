@@ -1,9 +1,12 @@
 """Cutting a tokenised document into chunks (paper section 3.3)."""
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
 from d2l.errors import UserError
+
+CHUNK_AT = ("tokens", "sentences")
 
 
 def split_into(ids: Sequence[int], count: int) -> list[list[int]]:
@@ -19,17 +22,49 @@ def split_tokens(ids: Sequence[int], max_chunk_len: int, overlap: int = 0) -> li
     Raises:
       UserError: the document is empty, `max_chunk_len` is not positive, or the overlap no smaller.
     """
-    if max_chunk_len < 1:
-        raise UserError(f"max_chunk_len is {max_chunk_len}: give a positive number of tokens.")
+    _check(ids, max_chunk_len)
     if not 0 <= overlap < max_chunk_len:
         raise UserError(f"chunk_overlap is {overlap}: give 0 or more, and less than max_chunk_len, {max_chunk_len}.")
-    if not len(ids):
-        raise UserError("the document is empty: give a text with at least one token.")
     if len(ids) <= max_chunk_len:
         return [list(ids)]
     new = len(ids) - overlap  # of the first chunk and of every later one, without what it shares
     size = -(-new // -(-new // (max_chunk_len - overlap)))
     return [list(ids[start : start + size + overlap]) for start in range(0, new, size)]
+
+
+def split_sentences(ids: Sequence[int], starts: Sequence[int], max_chunk_len: int, count: int = 1) -> list[list[int]]:
+    """Chunks of whole sentences, about equally long and at most `max_chunk_len`.
+
+    Each chunk ends where the sentence ends that leaves it closest to an equal share of what is left; a sentence that
+    does not end in half to one and a half times that share is cut.
+
+    Args:
+      starts: places in `ids` where a sentence begins (`Tokenizer.encode_sentences`), ascending.
+      count: chunks that are wanted; there are more where these would be too long, or where sentences ask for it.
+
+    Raises:
+      UserError: the document is empty, or `max_chunk_len` is not positive.
+    """
+    _check(ids, max_chunk_len)
+    chunks, start = [], 0
+    while start < len(ids):
+        left = len(ids) - start
+        share = -(-left // max(count - len(chunks), -(-left // max_chunk_len)))
+        stop = start + share
+        if share < left:
+            longest = start + min(max_chunk_len, share + share // 2)
+            near = starts[bisect.bisect_left(starts, start + share - share // 2) : bisect.bisect_right(starts, longest)]
+            stop = min((place for place in near if place > start), key=lambda place: abs(place - stop), default=stop)
+        chunks.append(list(ids[start:stop]))
+        start = stop
+    return chunks
+
+
+def _check(ids: Sequence[int], max_chunk_len: int) -> None:
+    if max_chunk_len < 1:
+        raise UserError(f"max_chunk_len is {max_chunk_len}: give a positive number of tokens.")
+    if not len(ids):
+        raise UserError("the document is empty: give a text with at least one token.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +77,32 @@ class Chunking:
       keep_chunks: of a document of more chunks, those that stay in its adapter: the loudest (`adapter.loudness`). 0
         keeps all. Chunks in which a hypernetwork finds nothing still add the little that it always writes; in
         numbers that it was not trained on, their sum drowns the rest.
+      chunk_at: `tokens` for chunks of equal length, `sentences` for whole sentences where they fit.
 
     Raises:
-      UserError: a negative number of chunks to keep.
+      UserError: a negative number of chunks to keep, an unknown `chunk_at`, or whole sentences that overlap.
     """
 
     max_chunk_len: int
     chunk_overlap: int = 0
     keep_chunks: int = 0
+    chunk_at: str = "tokens"
 
     def __post_init__(self):
         if self.keep_chunks < 0:
             raise UserError(f"keep_chunks is {self.keep_chunks}: give 1 or more, or 0 to keep all.")
+        if self.chunk_at not in CHUNK_AT:
+            raise UserError(f"chunk_at is {self.chunk_at!r}: give {' or '.join(CHUNK_AT)}.")
+        if self.chunk_at == "sentences" and self.chunk_overlap:
+            raise UserError(
+                f"chunk_overlap is {self.chunk_overlap} and chunk_at sentences, which need none: set either to 0 or to "
+                "tokens."
+            )
 
-    def split(self, ids: Sequence[int]) -> list[list[int]]:
-        """The chunks of a document (`split_tokens`)."""
+    def split(self, ids: Sequence[int], starts: Sequence[int] = ()) -> list[list[int]]:
+        """The chunks of a document (`split_tokens`, or `split_sentences` with the places where these start)."""
+        if self.chunk_at == "sentences":
+            return split_sentences(ids, starts, self.max_chunk_len)
         return split_tokens(ids, self.max_chunk_len, self.chunk_overlap)
 
     def kept(self, chunks: int) -> int:

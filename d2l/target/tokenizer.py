@@ -4,6 +4,7 @@ Text never becomes a control token: a document that contains `<|im_end|>` is enc
 inside a chat turn alike.
 """
 
+import bisect
 import datetime
 import functools
 import json
@@ -25,6 +26,8 @@ LLAMA3_SPLIT = (
     r"|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# A mark of its end, what closes around it, and white space; or a line's end.
+SENTENCE_ENDS = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[\u3002\uff01\uff1f]+|\n\s*")
 # Our own small targets talk ChatML without a default system turn.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -71,6 +74,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without anything before or after it."""
         return self.core.encode(text, add_special_tokens=False).ids
+
+    def encode_sentences(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids as `encode` gives them, and the places in them where a sentence or a line begins, but for the first."""
+        encoded = self.core.encode(text, add_special_tokens=False)
+        begins = [begin for begin, _ in encoded.offsets]
+        ends = (found.end() for found in SENTENCE_ENDS.finditer(text))
+        starts = {bisect.bisect_left(begins, end) for end in ends}
+        return encoded.ids, sorted(starts - {0, len(begins)})
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of ids."""

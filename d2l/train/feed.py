@@ -158,6 +158,7 @@ class StoredFeed:
             stage.max_chunk_len,
             shapes.max_chunks,
             stage.min_chunk_len,
+            chunk_at=stage.chunk_at,
             stored_teacher=bool(shapes.teacher_top_k),
             teacher_prompts=bool(shapes.teacher_rows),
         )

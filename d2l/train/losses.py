@@ -75,10 +75,21 @@ def kl(unembed: Unembed, x_ND: jax.Array, teacher_tokens_Nk: jax.Array, teacher_
     return by_rows(rows, x_ND, (teacher_tokens_Nk, teacher_logp_Nk))[0]
 
 
-def l1(factors: Factors) -> jax.Array:
-    """Mean over modules of mean|A| + mean|B| of each context's composed adapter, padding included, float32 `[C]`."""
+def l1(chunks: Factors, bias: Factors | None, context_N: jax.Array, weight_C: jax.Array, max_chunks: int) -> jax.Array:
+    """Mean over modules of mean|A| + mean|B| of each composed adapter, its padding included, summed with weights.
 
-    def size(a_LCRd):
-        return jnp.mean(jnp.abs(a_LCRd), axis=(0, 2, 3), dtype=jnp.float32)
+    Args:
+      chunks, bias, context_N, max_chunks: as in `adapter.compose`.
+      weight_C: float32, of each context.
+    """
+    of_chunk_N = jnp.where(context_N < 0, 0.0, jnp.take(weight_C, context_N, mode="clip"))
+    extra = int(bias is not None)
 
-    return jnp.mean(jnp.stack([size(ab["A"]) + size(ab["B"]) for ab in factors.values()]), axis=0)
+    def size(a_NLrd, *bias_Lrd):
+        total = jnp.sum(of_chunk_N * jnp.sum(jnp.abs(a_NLrd), axis=(1, 2, 3), dtype=jnp.float32))
+        for b_Lrd in bias_Lrd:
+            total += jnp.sum(weight_C) * jnp.sum(jnp.abs(b_Lrd), dtype=jnp.float32)
+        return total / ((max_chunks + extra) * a_NLrd[0].size)
+
+    sizes = jax.tree.map(size, chunks, *([] if bias is None else [bias]))
+    return sum(ab["A"] + ab["B"] for ab in sizes.values()) / len(sizes)

@@ -7,6 +7,7 @@ from typing import Any
 from d2l.data.batch import NeedleStage
 from d2l.data.pack import Shapes
 from d2l.errors import UserError
+from d2l.hypernet.chunk import Chunking
 
 # What every stage says.
 COMMON = ("order", "steps", "warmup", "final", "lr_factor")
@@ -18,7 +19,7 @@ class StoredStage:
 
     Attributes:
       data: `{name: {"path": folder, "weight": share}}`.
-      min_chunk_len, max_chunk_len: how documents are cut (`draw_num_chunks`), in at most `shapes.max_chunks`.
+      min_chunk_len, max_chunk_len, chunk_at: how documents are cut, in at most `shapes.max_chunks` (`ExampleMaker`).
       shapes: of one group.
       window: examples that wait for a place in a pack.
     """
@@ -27,7 +28,11 @@ class StoredStage:
     max_chunk_len: int
     shapes: Shapes
     min_chunk_len: int = 1
+    chunk_at: str = "tokens"
     window: int = 0
+
+    def __post_init__(self):
+        Chunking(self.max_chunk_len, chunk_at=self.chunk_at)  # raises where they cannot be used
 
     @classmethod
     def of(cls, stage: Mapping[str, Any]) -> "StoredStage":

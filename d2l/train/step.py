@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 from d2l import mesh
-from d2l.adapter import Adapter, compose
+from d2l.adapter import Factors, compose, scaled
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import context_features
@@ -80,26 +80,11 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
         segments_NT=group["ctx_segments"],
     ).astype(dtype)
     mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(step.row_chunks)[None, :, None]
-    factors, ranks = compose(
-        hypernet(features, mask_NPS, chunks_C=group["chunk_place"], remat=step.remat != "none"),
-        group["chunk_context"],
-        group["chunk_slot"],
-        num_contexts=group["context_weight"].shape[0],
-        max_chunks=step.max_chunks,
-        bias=hypernet.bias(),
-    )
+    chunks = hypernet(features, mask_NPS, chunks_C=group["chunk_place"], remat=step.remat != "none")
+    factors, gate_QTR = adapters_of_rows(chunks, hypernet.bias(), group, step.max_chunks)
+    adapter = jax.tree.map(lambda a: a.astype(dtype), scaled(factors, hyper.scale))
 
     # ---- queries under the adapters of their contexts
-    contexts_QU = group["query_contexts"]
-    Q, U = contexts_QU.shape
-    adapter = Adapter(factors, ranks, hyper.scale).select(contexts_QU.reshape(-1)).for_decoder(dtype)
-    rows = jax.tree.map(lambda a: a.reshape(a.shape[0], Q, U, *a.shape[2:]), adapter)
-    adapter = jax.tree.map(lambda a: a.reshape(*a.shape[:2], -1, a.shape[-1]), rows)  # ranks of a row, end to end
-    gate_QTR = None
-    if U > 1:
-        gate_QTU = jax.nn.one_hot(group["query_slots"], U, dtype=dtype)
-        gate_QTR = jnp.repeat(gate_QTU, next(iter(factors.values()))["A"].shape[2], axis=2)
-
     def responses(prompts: str, row_R, index_R, noise: float = 0.0, **kwargs):
         x_QTD = decoder.embed(group[f"{prompts}_tokens"])
         if noise:
@@ -128,7 +113,7 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
         "ce": jnp.sum(weight_R * ce_R),
         "accuracy": jnp.sum(weight_R * hit_R),
         "exact": jnp.sum(jnp.where(wrong_q == 0, weight_q, 0.0)),
-        "l1": jnp.sum(group["context_weight"] * losses.l1(factors)),
+        "l1": losses.l1(chunks, hypernet.bias(), group["chunk_context"], group["context_weight"], step.max_chunks),
     }
     if step.loss == "kl":
         if "teacher_top_tokens" in group:
@@ -138,6 +123,47 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
             top = losses.teacher_top_k(decoder.unembed, jax.lax.stop_gradient(teacher_RD))
         sums["kl"] = jnp.sum(weight_R * losses.kl(decoder.unembed, student_RD, *top))
     return sums | {"loss": sums[step.loss] + step.l1 * sums["l1"]}
+
+
+def adapters_of_rows(
+    chunks: Factors, bias: Factors | None, group: Batch, max_chunks: int
+) -> tuple[Factors, jax.Array | None]:
+    """The adapters of a group's query rows, and which of their ranks each token uses.
+
+    Rows that name many contexts, or contexts of few chunks, all use one adapter: every chunk of the group and the
+    learned bias, end to end. Elsewhere that would be the larger one, and each row has the adapters of its own contexts.
+
+    Args:
+      chunks, bias: as in `adapter.compose`.
+
+    Returns:
+      Factors `[L, Q or 1, R, d]`, and the gate `[Q, T, R]`, or None where all ranks are used.
+    """
+    contexts_QU, context_N = group["query_contexts"], group["chunk_context"]
+    U, N, C = contexts_QU.shape[1], len(context_N), len(group["context_weight"])
+    first = next(iter(chunks.values()))["A"]
+    r, extra = first.shape[2], int(bias is not None)
+    # The tokens' own contexts: a row of one has no other.
+    own_QTU = jax.nn.one_hot(group["query_slots"], U, dtype=first.dtype)
+    if U == 1 or N + extra > U * (max_chunks + extra):
+        factors, _ = compose(chunks, context_N, group["chunk_slot"], num_contexts=C, max_chunks=max_chunks, bias=bias)
+
+        def of_rows(a_LCRd: jax.Array) -> jax.Array:
+            a_LQURd = jnp.take(a_LCRd, contexts_QU, axis=1)
+            return a_LQURd.reshape(*a_LQURd.shape[:2], -1, a_LQURd.shape[4])  # ranks of a row, end to end
+
+        gate_QTR = None if U == 1 else jnp.repeat(own_QTU, (max_chunks + extra) * r, axis=2)
+        return jax.tree.map(of_rows, factors), gate_QTR
+
+    # A row of a chunk that is not there has context -1, which no token has.
+    of_chunk_QUN = (contexts_QU[:, :, None] == context_N[None, None]).astype(own_QTU.dtype)
+    gate_QTN = jnp.concatenate([own_QTU @ of_chunk_QUN, jnp.ones((*own_QTU.shape[:2], extra), own_QTU.dtype)], axis=2)
+
+    def end_to_end(a_NLrd: jax.Array, *bias_Lrd: jax.Array) -> jax.Array:
+        a_LRd = jnp.swapaxes(a_NLrd, 0, 1).reshape(a_NLrd.shape[1], N * r, -1)
+        return jnp.concatenate([a_LRd, *(b.astype(a_LRd.dtype) for b in bias_Lrd)], axis=1)[:, None]
+
+    return jax.tree.map(end_to_end, chunks, *([] if bias is None else [bias])), jnp.repeat(gate_QTN, r, axis=2)
 
 
 def neftune_noise(key: jax.Array, segments_QT: jax.Array, x_QTD: jax.Array) -> jax.Array:

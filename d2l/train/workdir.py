@@ -28,6 +28,7 @@ FREE_FIELDS = (
     "max_chunk_len",
     "chunk_overlap",
     "keep_chunks",
+    "chunk_at",
 )
 
 

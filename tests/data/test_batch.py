@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from d2l.data.batch import NeedleBatches, NeedleStage, make_example
 from d2l.data.chunk import CHUNK_PROBS, draw_num_chunks
 from d2l.errors import UserError
-from d2l.hypernet.chunk import split_into, split_tokens
+from d2l.hypernet.chunk import split_into, split_sentences, split_tokens
 
 
 @given(length=st.integers(1, 500), count=st.integers(1, 40))
@@ -131,3 +131,24 @@ def test_chunks_share_rows_where_the_stage_says_so(tokenizer):
     full = dataclasses.replace(shared, min_tokens=118, ctx_rows=4)
     with pytest.raises(UserError, match="found no room in 4 rows of .* tokens: raise ctx_rows"):
         NeedleBatches(full, tokenizer, 0)[0]
+
+
+@given(length=st.integers(1, 300), limit=st.integers(1, 60), count=st.integers(1, 8), data=st.data())
+def test_chunks_of_sentences_hold_every_token_once(length, limit, count, data):
+    ids = list(range(length))
+    starts = sorted(data.draw(st.sets(st.integers(1, length))) - {length})
+    chunks = split_sentences(ids, starts, limit, count)
+    assert [i for chunk in chunks for i in chunk] == ids
+    assert all(chunks) and max(map(len, chunks)) <= limit
+    assert len(chunks) <= 2 * max(count, -(-length // limit))
+
+
+def test_chunks_end_where_sentences_do():
+    sentences = [[i] * size for i, size in enumerate((7, 3, 6, 9, 5, 4, 8, 6))]
+    ids = [i for sentence in sentences for i in sentence]
+    starts = np.cumsum([len(sentence) for sentence in sentences])[:-1].tolist()
+    chunks = split_sentences(ids, starts, 20)
+    assert len(chunks) == 3
+    assert all(len(set(before) & set(after)) == 0 for before, after in itertools.pairwise(chunks))
+    cut = split_sentences(ids, [], 20)  # no sentence ends: equal shares
+    assert [len(chunk) for chunk in cut] == [16, 16, 16]

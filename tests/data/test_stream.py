@@ -192,3 +192,16 @@ def test_a_document_is_cut_the_same_way_at_the_same_position(tokenizer):
     counts = [len(maker(position, long).chunks) for position in range(40)]
     assert counts == [len(maker(position, long).chunks) for position in range(40)]
     assert len(set(counts)) > 1 and max(counts) <= 4
+
+
+def test_a_document_is_cut_between_its_sentences(tokenizer):
+    long = Record("1", "The grass is green. " * 12 + "Here we go!", (Query("What?", ("1",)),), "set", "train")
+    maker = ExampleMaker(tokenizer, 0, max_chunk_len=100, max_chunks=4, chunk_at="sentences")
+    prefix, suffix = map(len, tokenizer.turn_wrapper)
+    cut = [[tokenizer.decode(ids[prefix:-suffix]) for ids in maker(place, long).chunks] for place in range(40)]
+    assert all("".join(texts) == long.context for texts in cut)
+    assert all(text.strip()[-1] in ".!" for texts in cut for text in texts)
+    assert max(map(len, cut)) > 1
+    # Where whole sentences would be too many chunks, they are cut.
+    maker = ExampleMaker(tokenizer, 0, max_chunk_len=30, max_chunks=4, chunk_at="sentences")
+    assert max(len(maker(place, long).chunks) for place in range(40)) <= 4

@@ -1,5 +1,6 @@
 """Tokenizer: ids as transformers has them, control tokens, chat templates, streams, damaged files."""
 
+import itertools
 import json
 
 import gguf
@@ -170,6 +171,29 @@ def test_marks_of_the_template_never_leak(small, text):
     whole = [*first, {"role": "assistant", "content": "other"}, {"role": "user", "content": text}]
     assert small.decode(small.apply_chat(first)) == f"user\n{text}\nassistant\n"
     assert small.decode(small.apply_chat(whole)) == f"user\n{text}\nassistant\nother\nuser\n{text}\nassistant\n"
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.text(alphabet='aB .!?")\n1\u3002\u00e9', max_size=60))
+def test_sentences_start_within_the_same_ids(text, smollm2):
+    ids, starts = smollm2.encode_sentences(text)
+    assert ids == smollm2.encode(text)
+    assert starts == sorted(set(starts)) and all(0 < place < len(ids) for place in starts)
+
+
+@pytest.mark.parametrize("tokenizer", ["smollm2", "small", "sentencepiece"])
+def test_sentences_start_after_marks_and_lines(tokenizer, request):
+    if tokenizer == "sentencepiece":
+        tokenizer = Tokenizer.from_gguf(sentencepiece_metadata())
+        text = "ab. ab! b"
+        expected = ["ab.", "ab!", "b"]
+    else:
+        tokenizer = request.getfixturevalue(tokenizer)
+        text = 'One. "Two?" (three!) Pi is 3.14\n\nA list:\n- a\n\u4f60\u597d\u3002end'
+        expected = ["One.", '"Two?"', "(three!)", "Pi is 3.14", "A list:", "- a", "\u4f60\u597d\u3002", "end"]
+    ids, starts = tokenizer.encode_sentences(text)
+    parts = [tokenizer.decode(ids[a:b]).strip() for a, b in itertools.pairwise([0, *starts, len(ids)])]
+    assert parts == expected
 
 
 def test_user_turn_is_an_empty_system_turn_and_the_text(smollm2):

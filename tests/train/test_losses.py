@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from d2l.adapter import compose
 from d2l.train import losses
 
 N, D, V = 21, 6, 40
@@ -61,9 +62,16 @@ def test_blocks_of_rows_equal_one_block(head, x, monkeypatch):
     np.testing.assert_allclose(gradient, again, rtol=1e-4, atol=1e-5)
 
 
-def test_l1_is_the_mean_over_modules_of_each_context():
-    factors = {
-        "a": {"A": jnp.full((1, 2, 2, 3), -2.0), "B": jnp.full((1, 2, 2, 5), 1.0).at[:, 1].set(3.0)},
-        "b": {"A": jnp.zeros((1, 2, 2, 4)), "B": jnp.full((1, 2, 2, 1), 4.0)},
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_l1_is_the_mean_over_modules_of_each_composed_adapter(with_bias):
+    sizes = {"a": (3, 5), "b": (4, 1)}
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    chunks = {
+        name: {key: jax.random.normal(next(keys), (5, 3, 2, d)) for key, d in zip("AB", sizes[name], strict=True)}
+        for name in sizes
     }
-    np.testing.assert_allclose(losses.l1(factors), [(2 + 1 + 0 + 4) / 2, (2 + 3 + 0 + 4) / 2])
+    bias = jax.tree.map(lambda a: 2 * a[0] + 1, chunks) if with_bias else None
+    context, slot, weight = jnp.array([0, 1, -1, 1, 2]), jnp.array([0, 0, 0, 1, 0]), jnp.array([1.0, 1.0, 0.0])
+    factors, _ = compose(chunks, context, slot, num_contexts=3, max_chunks=2, bias=bias)
+    means = [sum(jnp.abs(a[:, c]).mean() for a in ab.values()) for ab in factors.values() for c in (0, 1)]
+    np.testing.assert_allclose(losses.l1(chunks, bias, context, weight, 2), sum(means) / 2, rtol=1e-5)

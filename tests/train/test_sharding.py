@@ -7,6 +7,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from d2l.data.pack import Packer, Shapes, stack_groups
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.train.optimizer import OptimizerConfig, make_optimizer
 from d2l.train.pretrain import init_target
-from d2l.train.step import StepConfig, gradients, init_state, make_step
+from d2l.train.step import StepConfig, adapters_of_rows, gradients, init_state, make_step
 from tests.conftest import hypernet_config, lively
 
 PACKS, DOCUMENTS = 8, 24
@@ -130,6 +131,16 @@ def test_unpacked_equals_packed(setup, examples, tokenizer, packed):
     segments = packed[0]["ctx_segments"].max(), (packed[0]["query_slots"] > 0).sum()
     assert segments[0] >= 2 and segments[1] > 0 and batch["ctx_segments"].max() == 0 == batch["query_segments"].max()
     same(run(setup, batch, dataclasses.replace(STEP, row_chunks=1)), packed[1])
+
+
+@pytest.mark.parametrize("name", [None, "2 x 4"])
+def test_rows_that_share_one_adapter_equal_rows_of_their_own(name, setup, examples, tokenizer, packed):
+    shapes = dataclasses.replace(SHAPES, row_contexts=3, query_rows=3, query_tokens=120)
+    batch = batch_of(examples, shapes, tokenizer)
+    chunks = {"down_proj": {"A": jnp.zeros((shapes.chunks, 1, 2, 3))}}
+    group = jax.tree.map(lambda a: a[0, 0], batch)
+    assert adapters_of_rows(chunks, None, group, shapes.max_chunks)[0]["down_proj"]["A"].shape == (1, 1, 18, 3)
+    same(run(setup, batch, mesh=name and meshes.make_mesh(MESHES[name])), packed[1])
 
 
 def test_accumulation_and_remat_change_nothing(setup, examples, tokenizer, packed):

@@ -18,15 +18,21 @@ def d2l(
     max_chunk_len: int | None = None,
     chunk_overlap: int | None = None,
     keep_chunks: int | None = None,
+    chunk_at: str | None = None,
     scale: float = 1.0,
 ) -> Method:
     """Documents internalized and absent.
 
     Args:
-      iterative, max_chunk_len, chunk_overlap, keep_chunks: as in `DocToLora.internalize`.
+      iterative, max_chunk_len, chunk_overlap, keep_chunks, chunk_at: as in `DocToLora.internalize`.
       scale: strength of the adapter.
     """
-    cut = {"max_chunk_len": max_chunk_len, "chunk_overlap": chunk_overlap, "keep_chunks": keep_chunks}
+    cut = {
+        "max_chunk_len": max_chunk_len,
+        "chunk_overlap": chunk_overlap,
+        "keep_chunks": keep_chunks,
+        "chunk_at": chunk_at,
+    }
     if model.hypernet is None:
         raise NotRun("it needs a hypernetwork: name one in config.hypernet.")
 
