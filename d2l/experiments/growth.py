@@ -13,6 +13,7 @@ from d2l.target.attention import MAX_UNROLLED_BLOCKS, QUERY_BLOCK
 from d2l.target.config import TargetConfig
 from d2l.train.chips import Chip
 from d2l.train.losses import ROWS
+from d2l.train.step import shares_adapter
 
 BF16, F32 = 2, 4  # bytes
 
@@ -83,7 +84,9 @@ def step_flops(model: Model, shapes: Shapes, packs: int, *, remat: bool, kl: boo
     h, t = model.hyper, model.target
     read = {"per_layer_activations": h.num_layers - 1, "early_exit": h.layer_idx, "embed_only": 0}[h.features]
     aggregator, leaf = aggregator_flops(model, shapes)
-    rank = shapes.row_contexts * (shapes.max_chunks + h.use_bias) * h.rank
+    shared = shares_adapter(shapes.row_contexts, shapes.chunks, shapes.max_chunks, h.use_bias)
+    own = shapes.row_contexts * (shapes.max_chunks + h.use_bias)
+    rank = (shapes.chunks + h.use_bias if shared else own) * h.rank
     rows = shapes.chunks * h.num_layers * h.num_modules * h.rank
     head = 2 * rows * h.latent_size * (2 * h.num_pre_head_layers * MLP_FACTOR * h.latent_size + h.d_lora)
     student = blocks_flops(model, shapes.query_rows, shapes.query_tokens, t.num_hidden_layers, rank)

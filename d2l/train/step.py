@@ -139,31 +139,36 @@ def adapters_of_rows(
     Returns:
       Factors `[L, Q or 1, R, d]`, and the gate `[Q, T, R]`, or None where all ranks are used.
     """
-    contexts_QU, context_N = group["query_contexts"], group["chunk_context"]
+    contexts_QU, slots_QT, context_N = group["query_contexts"], group["query_slots"], group["chunk_context"]
     U, N, C = contexts_QU.shape[1], len(context_N), len(group["context_weight"])
     first = next(iter(chunks.values()))["A"]
     r, extra = first.shape[2], int(bias is not None)
-    # The tokens' own contexts: a row of one has no other.
-    own_QTU = jax.nn.one_hot(group["query_slots"], U, dtype=first.dtype)
-    if U == 1 or N + extra > U * (max_chunks + extra):
+    if not shares_adapter(U, N, max_chunks, extra):
         factors, _ = compose(chunks, context_N, group["chunk_slot"], num_contexts=C, max_chunks=max_chunks, bias=bias)
 
         def of_rows(a_LCRd: jax.Array) -> jax.Array:
             a_LQURd = jnp.take(a_LCRd, contexts_QU, axis=1)
             return a_LQURd.reshape(*a_LQURd.shape[:2], -1, a_LQURd.shape[4])  # ranks of a row, end to end
 
+        own_QTU = jax.nn.one_hot(slots_QT, U, dtype=first.dtype)
         gate_QTR = None if U == 1 else jnp.repeat(own_QTU, (max_chunks + extra) * r, axis=2)
         return jax.tree.map(of_rows, factors), gate_QTR
 
-    # A row of a chunk that is not there has context -1, which no token has.
-    of_chunk_QUN = (contexts_QU[:, :, None] == context_N[None, None]).astype(own_QTU.dtype)
-    gate_QTN = jnp.concatenate([own_QTU @ of_chunk_QUN, jnp.ones((*own_QTU.shape[:2], extra), own_QTU.dtype)], axis=2)
+    context_QT = jnp.take_along_axis(contexts_QU, slots_QT, axis=1)
+    own_QTN = context_QT[:, :, None] == context_N[None, None]  # a chunk that is not there has context -1
+    gate_QTN = jnp.pad(own_QTN, ((0, 0), (0, 0), (0, extra)), constant_values=True)
 
     def end_to_end(a_NLrd: jax.Array, *bias_Lrd: jax.Array) -> jax.Array:
         a_LRd = jnp.swapaxes(a_NLrd, 0, 1).reshape(a_NLrd.shape[1], N * r, -1)
         return jnp.concatenate([a_LRd, *(b.astype(a_LRd.dtype) for b in bias_Lrd)], axis=1)[:, None]
 
-    return jax.tree.map(end_to_end, chunks, *([] if bias is None else [bias])), jnp.repeat(gate_QTN, r, axis=2)
+    factors = jax.tree.map(end_to_end, chunks, *([] if bias is None else [bias]))
+    return factors, jnp.repeat(gate_QTN.astype(first.dtype), r, axis=2)
+
+
+def shares_adapter(row_contexts: int, chunks: int, max_chunks: int, bias: int) -> bool:
+    """Whether one adapter of all chunks of a group, and the learned bias or not, is no larger than one for each row."""
+    return row_contexts > 1 and chunks + bias <= row_contexts * (max_chunks + bias)
 
 
 def neftune_noise(key: jax.Array, segments_QT: jax.Array, x_QTD: jax.Array) -> jax.Array:
