@@ -1,8 +1,8 @@
 """RULER's single needles on SmolLM2-135M-Instruct: a key of two words, a number of seven digits, real text or noise.
 
 Goes on from the shipped needle hypernetwork, which copies four digits out of one sentence. Needles nearly alone, then
-texts of up to 256 tokens in 1 to 4 chunks of whole sentences. In use the loudest chunk of a document stays. Splits share
-no nouns of keys and no texts. The launcher makes the data, trains and evaluates:
+texts of up to 256 tokens in 1 to 4 chunks of whole sentences. In use the loudest chunk of a document stays. Splits
+share no nouns of keys and no texts. The launcher makes the data, trains and evaluates:
 
     launch/smollm2_ruler.sh
     d2l train --config configs/smollm2_ruler.py --workdir runs/smollm2_ruler
