@@ -12,7 +12,7 @@ from d2l.data.ruler import TASKS
 
 TRAINED = ("single_1", "single_2")
 # Tokens and documents.
-LENGTHS = (((128, 256), 60), ((1024, 2048), 60), ((8000, 8192), 40), ((16000, 16384), 20), ((40000, 40960), 20))
+LENGTHS = (((128, 256), 60), ((1024, 2048), 60), ((8000, 8192), 20), ((16000, 16384), 10), ((40000, 40960), 10))
 
 
 def get_config() -> ml_collections.ConfigDict:

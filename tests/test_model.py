@@ -94,7 +94,7 @@ def test_the_loudest_chunks_make_the_adapter(model, monkeypatch):
 
 
 def test_documents_are_cut_where_sentences_end(model):
-    text = "The sky is blue. The grass is green, and so is the hill. Here we go. There and back again."
+    text = "The sky is blue. The grass is green. Here we go. The sun is. The grass is blue. Here we go."
     whole = model.internalize(text, max_chunk_len=20, chunk_at="sentences")
     parts = split_sentences(*model.tokenizer.encode_sentences(text), 20)
     assert len(parts) > 1 and all(model.tokenizer.decode(part).endswith(".") for part in parts)
