@@ -51,10 +51,9 @@ class ExampleMaker:
             raise UserError(f"{where} has {what}: leave it out of what is trained on.")
         rng = np.random.default_rng((self.seed, position))
         count = draw_num_chunks(rng, len(ids), self.min_chunk_len, self.max_chunk_len, self.max_chunks)
-        chunks = split_into(ids, count)
-        if self.chunk_at == "sentences":
-            whole = split_sentences(ids, starts, self.max_chunk_len, count)
-            chunks = whole if len(whole) <= self.max_chunks else chunks
+        chunks = split_sentences(ids, starts, self.max_chunk_len, count) if self.chunk_at == "sentences" else []
+        if not 0 < len(chunks) <= self.max_chunks:
+            chunks = split_into(ids, count)
         asked = [(q.question, "" if self.stored_teacher else q.answers[0]) for q in queries]
         example = make_example(chunks, asked, self.tokenizer, teacher=self.teacher_prompts)
         if not self.stored_teacher:

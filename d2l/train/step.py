@@ -150,9 +150,10 @@ def adapters_of_rows(
             a_LQURd = jnp.take(a_LCRd, contexts_QU, axis=1)
             return a_LQURd.reshape(*a_LQURd.shape[:2], -1, a_LQURd.shape[4])  # ranks of a row, end to end
 
-        own_QTU = jax.nn.one_hot(slots_QT, U, dtype=first.dtype)
-        gate_QTR = None if U == 1 else jnp.repeat(own_QTU, (max_chunks + extra) * r, axis=2)
-        return jax.tree.map(of_rows, factors), gate_QTR
+        rows = jax.tree.map(of_rows, factors)
+        if U == 1:
+            return rows, None
+        return rows, jnp.repeat(jax.nn.one_hot(slots_QT, U, dtype=first.dtype), (max_chunks + extra) * r, axis=2)
 
     context_QT = jnp.take_along_axis(contexts_QU, slots_QT, axis=1)
     own_QTN = context_QT[:, :, None] == context_N[None, None]  # a chunk that is not there has context -1
