@@ -3,8 +3,8 @@
     d2l eval --config configs/eval_ruler_long.py --workdir runs/eval_ruler_long
 
 Single needles, which `checkpoints/ruler_smollm2` is trained on, at every length; the other tasks at one. `recall` is
-the share of the wanted values that are named. Two cores that tests shared: about 50
-minutes. Useful override: --config.hypernet=FOLDER
+the share of the wanted values that are named. Two cores that tests
+shared: about 45 minutes. Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections
