@@ -38,6 +38,8 @@ class HypernetConfig:
       scaler_b_init: initial `scaler_B`; 0 in the paper, 0.01 lets gradients into the aggregator from step 0.
       row_gate: every B row is multiplied by a number in (0, 1) that its embedding decides, so that a chunk without
         anything to say can be silent; not in the paper, whose rows all have about the same length.
+      copy_size: width of the pointers by which every row also copies from the document (`copies`); 0 has none, as in
+        the paper.
     """
 
     target_modules: tuple[str, ...]
@@ -64,6 +66,7 @@ class HypernetConfig:
     use_bias: bool = True
     scaler_b_init: float = 0.0
     row_gate: bool = False
+    copy_size: int = 0
 
     def __post_init__(self):
         if self.features not in FEATURES:
@@ -74,6 +77,12 @@ class HypernetConfig:
             raise UserError(f"target_modules is {self.target_modules}: give at least one, sorted by name.")
         if self.features == "early_exit" and self.layer_idx is None:
             raise UserError("features is early_exit without layer_idx: say how many blocks the encoder runs.")
+        if self.copy_size and (self.features != "early_exit" or set(self.d_out) != {self.feature_size}):
+            raise UserError(
+                f"copy_size is {self.copy_size} with features {self.features} and target_modules "
+                f"{', '.join(self.target_modules)}: it needs early_exit, and modules that write to the residual stream "
+                "(down_proj, o_proj)."
+            )
 
     @property
     def num_modules(self) -> int:

@@ -1,10 +1,13 @@
 """What the hypernetwork reads: activations of a frozen context encoder (SPEC 2)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
+from d2l.hypernet.copies import unit_rms
 from d2l.target.config import TargetConfig
 from d2l.target.decoder import Decoder
 
@@ -54,3 +57,30 @@ def context_features(
         last, _, inputs_LNTF = encoder.run_blocks(x_NTF, num_layers=config.num_layers - 1, collect=True, **place)
         x_NTF = jnp.concatenate([jnp.swapaxes(inputs_LNTF, 0, 1), encoder.final_norm(last)[:, None]], axis=1)
     return jax.lax.stop_gradient(x_NTF)
+
+
+def read_context(
+    encoder: Decoder, config: HypernetConfig, tokens_NT: jax.Array, **place: jax.Array | None
+) -> tuple[jax.Array, dict[str, Any] | None]:
+    """What a hypernetwork reads of chunks, without a gradient.
+
+    Args:
+      place: `positions_NT` and `segments_NT`, as in `context_features`.
+
+    Returns:
+      The features (`context_features`), and with `copy_size` what rows are copied from, each vector with a root mean
+      square of 1: `tokens`, the embeddings `[N, T, D]`, and `inputs`, those of each target module at every token
+      `{module: [L, N, T, d_in]}`.
+    """
+    if not config.copy_size:
+        return context_features(encoder, config, tokens_NT, **place), None
+    names = ("block", *config.target_modules)
+    place = {"positions_BT": place.get("positions_NT"), "segments_BT": place.get("segments_NT")}
+    embedded_NTD = encoder.embed(tokens_NT)
+    last_NTD, _, inputs = encoder.run_blocks(embedded_NTD, collect=names, **place)
+    x_NTF = last_NTD if config.layer_idx == config.num_layers else inputs["block"][config.layer_idx]
+    sources = {
+        "tokens": unit_rms(embedded_NTD),
+        "inputs": {name: unit_rms(inputs[name]) for name in config.target_modules},
+    }
+    return jax.lax.stop_gradient((encoder.final_norm(x_NTF), sources))

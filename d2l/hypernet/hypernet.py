@@ -14,6 +14,7 @@ from flax import nnx
 from d2l import mesh
 from d2l.hypernet.aggregator import MLP_FACTOR, Aggregator
 from d2l.hypernet.config import HypernetConfig
+from d2l.hypernet.copies import B_START, Copies, Sources
 
 LAYER_NORM_EPS = 1e-5
 GATE_START = 3.0  # logit of a fresh gate: nearly open, so that a trained hypernetwork keeps its function
@@ -101,12 +102,16 @@ class Hypernet(nnx.Module):
         if config.row_gate:
             start = jnp.full((L, M, r), jnp.float32(GATE_START))
             self.gate = nnx.Dict({"weight": nnx.Param(jnp.zeros((L, M, Z))), "bias": nnx.Param(start)})
+        if config.copy_size:
+            self.copies = Copies(config, rngs)
+            self.scaler_copy = nnx.Dict({name: nnx.Param(jnp.full((L, r), jnp.float32(B_START))) for name in sizes})
 
     def __call__(
         self,
         features: jax.Array,
         mask: jax.Array,
         *,
+        sources: Sources | None = None,
         chunks_C: jax.Array | None = None,
         iterative: bool = False,
         remat: bool = False,
@@ -116,6 +121,7 @@ class Hypernet(nnx.Module):
         Args:
           features: `[N, T, F]`, or `[N, L, T, F]` for per-layer activations.
           mask: bool, True at the tokens of a chunk: `[N, T]`, or `[N, P, T]` for P chunks packed in each row.
+          sources: what rows are copied from (`read_context`); only with `copy_size`.
           chunks_C: int32, which of the N * P chunks to write factors for (row * P + place in the row); default all.
           iterative: run the aggregator on one layer's feature after the other (small peak memory) instead of on all at
             once; the result is the same. Per-layer activations only.
@@ -127,9 +133,10 @@ class Hypernet(nnx.Module):
         c = self.config
         mask_NPT = mask if mask.ndim == 3 else mask[:, None]
         e_CqZ = self.embed(features, mask_NPT, iterative or remat, remat)
+        copies = self.copies(e_CqZ, features, mask_NPT, sources) if c.copy_size else None
         if chunks_C is not None:
-            e_CqZ = jnp.take(e_CqZ, chunks_C, axis=0)
-        return self.to_factors(e_CqZ.reshape(-1, c.num_layers, c.num_modules, c.rank, c.latent_size))
+            e_CqZ, copies = jax.tree.map(lambda a: jnp.take(a, chunks_C, axis=0), (e_CqZ, copies))
+        return self.to_factors(e_CqZ.reshape(-1, c.num_layers, c.num_modules, c.rank, c.latent_size), copies)
 
     def embed(self, features: jax.Array, mask_NPT: jax.Array, iterative: bool, remat: bool) -> jax.Array:
         """Output-query embeddings `[N * P, L * M * r, Z]`."""
@@ -155,8 +162,8 @@ class Hypernet(nnx.Module):
         e_NPLqZ = jnp.swapaxes(e_MqZ.reshape(N, L, P, -1, Z), 1, 2)
         return e_NPLqZ.reshape(N * P, L, -1, Z).reshape(N * P, -1, Z)
 
-    def to_factors(self, e_CLMrZ: jax.Array) -> Factors:
-        """Residual MLPs, unit length, head, learned scalers and gates on the output-query embeddings."""
+    def to_factors(self, e_CLMrZ: jax.Array, copies: Factors | None = None) -> Factors:
+        """Residual MLPs, unit length, head, learned scalers, copies and gates on the output-query embeddings."""
         c = self.config
         for i in range(c.num_pre_head_layers):
             e_CLMrZ = self.pre_head[str(i)](e_CLMrZ)
@@ -167,12 +174,12 @@ class Hypernet(nnx.Module):
         factors = {}
         for m, (name, d_in, d_out) in enumerate(zip(c.target_modules, c.d_in, c.d_out, strict=True)):
             A_CLri, B_CLro = rows_CLMrd[:, :, m, :, :d_in], rows_CLMrd[:, :, m, :, d_in : d_in + d_out]
-            if gate_CLMr is not None:
-                B_CLro = B_CLro * gate_CLMr[:, :, m, :, None]
-            factors[name] = {
-                "A": A_CLri * self.scaler_A[name][...][None, :, :, None],
-                "B": B_CLro * self.scaler_B[name][...][None, :, :, None],
-            }
+            A_CLri = A_CLri * self.scaler_A[name][...][None, :, :, None]
+            B_CLro = B_CLro * self.scaler_B[name][...][None, :, :, None]
+            if copies is not None:
+                A_CLri = A_CLri + copies[name]["A"]
+                B_CLro = B_CLro + copies[name]["B"] * self.scaler_copy[name][...][None, :, :, None]
+            factors[name] = {"A": A_CLri, "B": B_CLro if gate_CLMr is None else B_CLro * gate_CLMr[:, :, m, :, None]}
         return factors
 
     def gates(self, e_CLMrZ: jax.Array) -> jax.Array | None:

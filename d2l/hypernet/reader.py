@@ -10,7 +10,7 @@ from flax import nnx
 
 from d2l.adapter import Factors, keep_loudest, place
 from d2l.hypernet.config import HypernetConfig
-from d2l.hypernet.features import context_features
+from d2l.hypernet.features import read_context
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.target.config import TargetConfig
 from d2l.target.decoder import abstract_decoder
@@ -34,8 +34,8 @@ def make_reader(
     hyper_def = abstract_hypernet(config)[0]
 
     def read(encoder, hyper, buffer, tokens_NT, mask_NT, context_N, slot_N):
-        features = context_features(nnx.merge(encoder_def, encoder), config, tokens_NT)
-        chunks = nnx.merge(hyper_def, hyper)(features, mask_NT, iterative=iterative)
+        features, sources = read_context(nnx.merge(encoder_def, encoder), config, tokens_NT)
+        chunks = nnx.merge(hyper_def, hyper)(features, mask_NT, sources=sources, iterative=iterative)
         return keep_loudest(buffer, chunks, context_N) if loudest else place(buffer, chunks, context_N, slot_N)
 
     return read

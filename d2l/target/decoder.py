@@ -31,6 +31,7 @@ MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 # Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step.
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 # What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
+INPUTS = "inputs"  # beside an adapter's modules: a dict that takes the inputs of those it names
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -64,6 +65,8 @@ def linear(module: nnx.Module, name: str, x_BTi: jax.Array, adapter: dict[str, A
     """y = W x with the weight `name` of `module`, plus what the adapter has for it (see `low_rank`)."""
     w_oi = getattr(module, name)[...]
     y_BTo = times(x_BTi, w_oi)
+    if name in adapter.get(INPUTS, ()):
+        adapter[INPUTS][name] = x_BTi
     if name not in adapter:
         return y_BTo
     return y_BTo + low_rank(x_BTi, adapter[name], mesh.split_of(w_oi, 0))
@@ -250,7 +253,7 @@ class Decoder(nnx.Module):
         cache: Any = None,
         fresh: bool = False,
         num_layers: int | None = None,
-        collect: bool = False,
+        collect: bool | Sequence[str] = False,
         remat: str = "none",
     ) -> tuple[jax.Array, Any, jax.Array | None]:
         """Run the first `num_layers` blocks (default: all), without the final norm.
@@ -264,11 +267,12 @@ class Decoder(nnx.Module):
           gate_BTR: which of the adapter's R rows each token uses, 0 or 1; default all.
           cache: `{"k": [L, B, K, S, H], "v": [L, B, K, H, S]}`; with unstacked layers a sequence of L without L.
           fresh: nothing is in the cache yet and row positions are 0..T-1: attention is over these T tokens alone.
-          collect: also return the input of every block that ran.
+          collect: also return the input of every block that ran; or of the modules named, where `block` is the block's
+            own (of `down_proj` and `o_proj`).
           remat: what the backward pass recomputes, a name of `REMAT`.
 
         Returns:
-          `(x_BTD, cache, inputs_LBTD or None)`.
+          `(x_BTD, cache, inputs)`: the inputs are `[L, B, T, D]`, `{name: [L, B, T, d]}` of names, or None.
         """
         c = self.config
         B, T, _ = x_BTD.shape
@@ -293,8 +297,12 @@ class Decoder(nnx.Module):
             ab = ab or {}
             if gate_BTR is not None:
                 ab = {name: factors | {"gate": gate_BTR} for name, factors in ab.items()}
-            out_BTD, kv = block(x_BTD, ropes, kv, ab, masks)
-            return out_BTD, (kv, x_BTD if collect else None)
+            if collect in (True, False):
+                out_BTD, kv = block(x_BTD, ropes, kv, ab, masks)
+                return out_BTD, (kv, x_BTD if collect else None)
+            inputs = dict.fromkeys(collect) | {"block": x_BTD}
+            out_BTD, kv = block(x_BTD, ropes, kv, ab | {INPUTS: inputs}, masks)
+            return out_BTD, (kv, inputs)
 
         if not self.stacked:
             caches, inputs = [], []
@@ -303,7 +311,7 @@ class Decoder(nnx.Module):
                 x_BTD, (kv, seen) = body(x_BTD, layer)
                 caches.append(kv)
                 inputs.append(seen)
-            return x_BTD, cache and caches, jnp.stack(inputs) if collect else None
+            return x_BTD, cache and caches, jax.tree.map(lambda *a: jnp.stack(a), *inputs) if collect else None
 
         graphdef, params = nnx.split(self.layers)
         first = jax.tree.map(lambda a: a[:count], (nnx.to_pure_dict(params), adapter, cache))

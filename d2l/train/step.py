@@ -21,7 +21,7 @@ from d2l import mesh
 from d2l.adapter import Factors, compose, scaled
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
-from d2l.hypernet.features import context_features
+from d2l.hypernet.features import read_context
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.target.config import TargetConfig
 from d2l.target.decoder import REMAT, Decoder, abstract_decoder
@@ -72,15 +72,18 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
     hypernet = nnx.merge(abstract_hypernet(hyper)[0], params)
 
     # ---- contexts to adapters
-    features = context_features(
-        decoder,
-        hyper,
-        group["ctx_tokens"],
-        positions_NT=group["ctx_positions"],
-        segments_NT=group["ctx_segments"],
-    ).astype(dtype)
+    features, sources = jax.tree.map(
+        lambda a: a.astype(dtype),
+        read_context(
+            decoder,
+            hyper,
+            group["ctx_tokens"],
+            positions_NT=group["ctx_positions"],
+            segments_NT=group["ctx_segments"],
+        ),
+    )
     mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(step.row_chunks)[None, :, None]
-    chunks = hypernet(features, mask_NPS, chunks_C=group["chunk_place"], remat=step.remat != "none")
+    chunks = hypernet(features, mask_NPS, sources=sources, chunks_C=group["chunk_place"], remat=step.remat != "none")
     factors, gate_QTR = adapters_of_rows(chunks, hypernet.bias(), group, step.max_chunks)
     adapter = jax.tree.map(lambda a: a.astype(dtype), scaled(factors, hyper.scale))
 

@@ -12,7 +12,7 @@ from flax import nnx
 from d2l.errors import UserError
 from d2l.hypernet.aggregator import layer_order
 from d2l.hypernet.config import HypernetConfig
-from d2l.hypernet.features import check_encoder, context_features
+from d2l.hypernet.features import check_encoder, context_features, read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
 from d2l.hypernet.store import load_hypernet, save_hypernet
 from d2l.target.decoder import abstract_decoder
@@ -144,11 +144,85 @@ def test_a_gate_scales_the_b_row_of_its_own_embedding(decoder, target_config, to
     assert share.min() < 0.1 and share.max() > 0.9 and share.max() <= 1 + 1e-6
 
 
+@pytest.fixture(scope="module")
+def copying(target_config):
+    return hypernet_config(target_config, ("o_proj", "down_proj"), copy_size=8, row_gate=True)
+
+
+def test_copies_are_of_the_tokens_that_a_row_points_at(decoder, copying, tokens):
+    """Against the same in plain loops over documents, layers and rows."""
+    params = init_hypernet(copying, 0)
+    params["copies"] |= {key: 3 * params["copies"][key] for key in ("query", "key")}
+    hypernet = nnx.merge(abstract_hypernet(copying)[0], params)
+    mask = jnp.arange(20)[None, :] < jnp.array([20, 13, 7])[:, None]
+    features, sources = read_context(decoder, copying, tokens)
+    factors = hypernet(features, mask, sources=sources)
+    without = jax.tree.map(jnp.zeros_like, sources)
+    plain = hypernet(features, mask, sources=without)
+    e = np.asarray(hypernet.embed(features, mask[:, None], False, False)).reshape(3, 4, 2, 2, 16)
+    query, key = (np.asarray(params["copies"][name]) for name in ("query", "key"))
+    table = np.asarray(decoder.embed(tokens))
+    gate = np.asarray(
+        hypernet.gates(
+            (lambda a: a / jnp.linalg.norm(a, axis=-1, keepdims=True))(hypernet.pre_head["0"](jnp.asarray(e)))
+        )
+    )
+    for n, length in enumerate((20, 13, 7)):
+        for layer, m, rank in np.ndindex(4, 2, 2):
+            name = copying.target_modules[m]
+            weights = []
+            for head in range(2):
+                logits = np.asarray(features[n, 1:length]) @ key[head] @ (e[n, layer, m, rank] @ query[head]) / 8**0.5
+                weights.append(np.exp(logits) / (1 + np.exp(logits).sum()))
+            gain = {part: np.asarray(a[layer, rank]) for part, a in params["copies"]["gain"][name].items()}
+            unit = table[n] / np.sqrt((table[n] ** 2).mean(-1, keepdims=True) + 1e-6)
+            after = np.concatenate([unit[1:length], np.zeros_like(unit[length - 1 :])])
+            A = weights[0] @ np.asarray(sources["inputs"][name][layer, n, 1:length]) * gain["A"]
+            B = weights[0] @ after[1:length] * gain["next"] + weights[1] @ unit[1:length] * gain["here"]
+            B = B * np.asarray(params["scaler_copy"][name][layer, rank]) * gate[n, layer, m, rank]
+            close(factors[name]["A"][n, layer, rank] - plain[name]["A"][n, layer, rank], A)
+            np.testing.assert_allclose(
+                factors[name]["B"][n, layer, rank] - plain[name]["B"][n, layer, rank], B, rtol=1e-3, atol=2e-7
+            )
+            assert np.abs(A).max() > 1e-3 and np.abs(B).max() > 1e-5
+
+
+def test_copies_of_packed_chunks_are_those_of_chunks_alone(decoder, copying, tokens):
+    hypernet = build(copying)
+    place = {
+        "positions_NT": jnp.concatenate([jnp.arange(8), jnp.arange(12)])[None],
+        "segments_NT": jnp.repeat(jnp.arange(2), jnp.array([8, 12]))[None],
+    }
+    features, sources = read_context(decoder, copying, tokens[:1], **place)
+    mask = place["segments_NT"][:, None] == jnp.arange(3)[None, :, None]  # the third chunk is not there
+    packed = hypernet(features, mask, sources=sources, chunks_C=jnp.array([1, 0]))
+    for chunk, ids in enumerate((tokens[:1, 8:], tokens[:1, :8])):
+        features, sources = read_context(decoder, copying, ids)
+        alone = hypernet(features, jnp.ones(ids.shape, bool), sources=sources)
+        jax.tree.map(lambda a, b, chunk=chunk: close(a[chunk], b[0]), packed, alone)
+
+
+def test_what_is_copied_has_no_gradient_and_pointers_have(decoder, copying, tokens):
+    graphdef, params = nnx.split(decoder)
+    hyper_def, hyper = abstract_hypernet(copying)[0], init_hypernet(copying, 0)
+
+    def total(params, hyper):
+        features, sources = read_context(nnx.merge(graphdef, params), copying, tokens)
+        factors = nnx.merge(hyper_def, hyper)(features, jnp.ones(tokens.shape, bool), sources=sources)
+        return sum(jnp.sum(a**2) for a in jax.tree.leaves(factors))
+
+    of_target, of_hyper = jax.grad(total, argnums=(0, 1))(params, hyper)
+    assert all(not np.any(g) for g in jax.tree.leaves(of_target))
+    assert all(np.any(g) for g in jax.tree.leaves((of_hyper["copies"], of_hyper["scaler_copy"])))
+
+
 def test_bad_configs_are_named(target_config):
     for changes, match in (
         ({"features": "all"}, "features is 'all'"),
         ({"aggregator": "mean"}, "aggregator is 'mean'"),
         ({"layer_idx": None}, "without layer_idx"),
+        ({"copy_size": 8, "features": "embed_only"}, "copy_size is 8 with features embed_only"),
+        ({"copy_size": 8, "modules": ("up_proj",)}, "target_modules up_proj: it needs early_exit, and modules that"),
     ):
         with pytest.raises(UserError, match=match):
             hypernet_config(target_config, **changes)

@@ -142,6 +142,22 @@ def test_collected_inputs_are_those_of_shorter_runs(model, tokens):
         close(inputs[count], run.run_blocks(x, num_layers=count)[0])
 
 
+def test_collected_inputs_of_modules_make_the_blocks_output(target_config, tokens):
+    config, params = target_config, lively(init_target(target_config, 0))
+    run = decoder(config, params)
+    x = run.embed(tokens)
+    last, _, inputs = run.run_blocks(x, collect=("block", "o_proj", "down_proj"))
+    after = jnp.concatenate([inputs["block"][1:], last[None]])
+    layers = params["layers"]
+    written = sum(
+        jnp.einsum("lbti,loi->lbto", inputs[name], layers[part][name])
+        for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj"))
+    )
+    close(after, inputs["block"] + written)
+    alone = decoder(config, unstack_params(params, 4), stacked=False)
+    jax.tree.map(close, inputs, alone.run_blocks(x, collect=("block", "o_proj", "down_proj"))[2])
+
+
 def test_rope_scaling_changes_far_positions_only_as_it_should(target_config):
     from d2l.target.config import RopeScaling
 
