@@ -49,6 +49,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--samples", type=int, default=1000)
     sub.add_argument("--lengths", default="64-512", help="tokens, as 64-512")
     sub.add_argument("--queries", type=int, help="most questions about a page (default: all)")
+    sub.add_argument("--kinds", help="of questions, as fact,who,multi_hop,contradiction (default: all)")
     sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
     sub.add_argument("--seed", type=int, default=0)
 
@@ -120,6 +121,7 @@ def biographies(args: argparse.Namespace) -> None:
     import numpy as np
 
     from d2l.data.biographies.generate import biographies as make
+    from d2l.data.biographies.questions import KINDS
     from d2l.data.record import Record
     from d2l.data.selfgen.answers import mix_instructions
     from d2l.data.selfgen.config import check_closed_qa
@@ -128,15 +130,18 @@ def biographies(args: argparse.Namespace) -> None:
     if args.queries is not None and args.queries < 1:
         raise UserError(f"--queries is {args.queries}: give 1 or more.")
     check_closed_qa(args.closed_qa)
+    kinds = KINDS if args.kinds is None else args.kinds.split(",")
+    if unknown := set(kinds) - set(KINDS):
+        raise UserError(f"--kinds has {sorted(unknown)[0]!r}: give some of {', '.join(KINDS)}.")
 
     def asked(number: int, record: Record) -> Record:
         rng = np.random.default_rng((args.seed, number))
-        return dataclasses.replace(
-            record, queries=tuple(mix_instructions(record.queries[: args.queries], args.closed_qa, rng))
-        )
+        queries = [query for query in record.queries if query.kind in kinds][: args.queries]
+        return dataclasses.replace(record, queries=tuple(mix_instructions(queries, args.closed_qa, rng)))
 
     pages = make(args.split, args.seed, args.samples, target_tokenizer(args.target), low, high)
-    _write(args, itertools.starmap(asked, enumerate(pages)))
+    records = itertools.starmap(asked, enumerate(pages))
+    _write(args, (record for record in records if record.queries))
 
 
 def ruler(args: argparse.Namespace) -> None:

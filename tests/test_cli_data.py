@@ -61,6 +61,10 @@ def test_biographies_in_both_forms(data):
         assert [q.answers for q in asked.queries] == [q.answers for q in whole.queries[:2]]
         for query, plain in zip(asked.queries, whole.queries, strict=False):
             assert query.question.split("\n")[0] == plain.question and len(query.question.split("\n")) == 2
+    some = data("biographies", *argv, "--kinds", "who,multi_hop")
+    for asked, whole in zip(some, records, strict=True):
+        assert asked.queries == tuple(q for q in whole.queries if q.kind in ("who", "multi_hop"))
+    assert "--kinds has 'why'" in data("biographies", "--kinds", "who,why")
     assert "--queries is 0" in data("biographies", "--queries", 0)
     assert "closed_qa is 2.0" in data("biographies", "--closed-qa", 2)
 

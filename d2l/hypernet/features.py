@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from d2l import mesh
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.copies import unit_rms
@@ -81,6 +82,6 @@ def read_context(
     x_NTF = last_NTD if config.layer_idx == config.num_layers else inputs["block"][config.layer_idx]
     sources = {
         "tokens": unit_rms(embedded_NTD),
-        "inputs": {name: unit_rms(inputs[name]) for name in config.target_modules},
+        "inputs": {name: unit_rms(mesh.reshard(inputs[name], *[None] * 4)) for name in config.target_modules},
     }
     return jax.lax.stop_gradient((encoder.final_norm(x_NTF), sources))

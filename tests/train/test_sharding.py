@@ -112,6 +112,22 @@ def test_meshes_agree(name, setup, packed):
     same(run(setup, packed[0], mesh=meshes.make_mesh(MESHES[name])), packed[1])
 
 
+@pytest.fixture(scope="module")
+def copying(setup):
+    """The setup with a hypernetwork that copies into modules whose inputs are split over `model`."""
+    target, _, frozen, _ = setup
+    hyper = hypernet_config(
+        target, ("down_proj", "o_proj"), copy_size=8, num_heads=4, num_kv_heads=4, num_blocks=1, aggregator="direct"
+    )
+    return target, hyper, frozen, init_hypernet(hyper, 0)
+
+
+def test_meshes_agree_on_copies(copying, packed):
+    expected = run(copying, packed[0])
+    for name in ("2 x 4", "fsdp"):
+        same(run(copying, packed[0], mesh=meshes.make_mesh(MESHES[name])), expected)
+
+
 def test_unpacked_equals_packed(setup, examples, tokenizer, packed):
     """One chunk, one query and one teacher prompt a row, all documents in one group."""
     rows = sum(len(e.queries) for e in examples)

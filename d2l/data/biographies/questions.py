@@ -9,6 +9,7 @@ from d2l.data.biographies.lives import ENTITIES, FACTS, Lives
 from d2l.data.biographies.paragraph import Statement, pick, with_article
 from d2l.data.record import Query
 
+KINDS = ("fact", "who", "multi_hop", "contradiction")
 # Questions over one relation, as `What is the occupation of NAME's spouse?`
 HOPS_A_RELATION = 3
 # Counts are written out on the page; a figure is as good an answer.
