@@ -13,7 +13,7 @@ import d2l
 from d2l.adapter import compose, loudness
 from d2l.errors import UserError
 from d2l.hypernet.chunk import split_sentences, split_tokens
-from d2l.hypernet.features import context_features
+from d2l.hypernet.features import read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
 from d2l.hypernet.store import save_hypernet
 from d2l.target.decoder import abstract_decoder
@@ -32,9 +32,9 @@ def model(request, target_folder, tmp_path_factory):
     return d2l.load(target_folder, _save(target_folder, tmp_path_factory.mktemp("hyper"), features=request.param))
 
 
-def _save(target_folder, folder, **changes):
+def _save(target_folder, folder, modules=("down_proj", "q_proj"), **changes):
     target = load_target(target_folder)
-    hyper = hypernet_config(target.config, ("down_proj", "q_proj"), **changes)
+    hyper = hypernet_config(target.config, modules, **changes)
     params = init_hypernet(hyper, 0)
     card = {"max_chunk_len": 24}
     hashes = {"target_name": target.name, "target_hash": target.weights_hash}
@@ -44,6 +44,11 @@ def _save(target_folder, folder, **changes):
 
 def close(a, b):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+
+
+def test_stream_of_chunks_with_copies_equals_the_plain_computation(target_folder, tmp_path, monkeypatch):
+    folder = _save(target_folder, tmp_path, ("down_proj", "o_proj"), copy_size=8)
+    test_stream_of_chunks_equals_the_plain_computation(d2l.load(target_folder, folder), target_folder, monkeypatch)
 
 
 def test_stream_of_chunks_equals_the_plain_computation(model, target_folder, monkeypatch):
@@ -58,8 +63,9 @@ def test_stream_of_chunks_equals_the_plain_computation(model, target_folder, mon
     mask = jnp.array([[1] * len(ids) + [0] * (width - len(ids)) for *_, ids in rows], bool)
     decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
     hypernet = nnx.merge(abstract_hypernet(config)[0], model.hypernet.params)
+    features, sources = read_context(decoder, config, tokens)
     factors, ranks = compose(
-        hypernet(context_features(decoder, config, tokens), mask),
+        hypernet(features, mask, sources=sources),
         jnp.array([c for c, *_ in rows]),
         jnp.array([s for _, s, _ in rows]),
         num_contexts=3,
