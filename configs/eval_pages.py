@@ -1,4 +1,4 @@
-"""Pages about people who do not exist, held out with their names, phrasings and questions: by length, and an unrelated one.
+"""Pages about people who do not exist, held out with their names, phrasings and questions, and an unrelated page.
 
     d2l eval --config configs/eval_pages.py --workdir runs/eval_pages
 
@@ -20,10 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     pages = {"kind": "records", "data": "biographies", "split": "test", "prompt": "{}\nReply with only the answer."}
     config.suites = ml_collections.ConfigDict(
         {
-            "short": pages | {"documents": 60, "queries": 4, "tokens": (24, 96)},
-            "middle": pages | {"documents": 30, "queries": 4, "tokens": (96, 192)},
-            "long": pages | {"documents": 20, "queries": 4, "tokens": (192, 384)},
-            "unrelated": pages | {"kind": "interference", "documents": 30, "queries": 2, "tokens": (24, 192)},
+            "short": pages | {"documents": 20, "queries": 2, "tokens": (12, 72)},
+            "middle": pages | {"documents": 10, "queries": 2, "tokens": (72, 144)},
+            "unrelated": pages | {"kind": "interference", "documents": 6, "queries": 2, "tokens": (12, 72)},
         }
     )
     return config

@@ -1,15 +1,15 @@
 """Pages about people who do not exist on SmolLM2-135M-Instruct: the facts first, by cross-entropy on their answers.
 
 A hypernetwork of 39M parameters whose rows also copy from the document (`d2l/hypernet/copies.py`) reads a page and
-learns to make the target give the short answers that are known from making it; nothing has to be generated before, so no
-page comes twice. Pages of one to four facts first. `configs/smollm2_pages_taught.py` goes on from here with what the
-target itself says. The launcher makes the data, trains both and evaluates:
+learns to make the target give the short answers that are known from making it; nothing has to be generated before, so
+no page comes twice. Pages of one to six facts, half of the questions for the person; then mostly questions for facts.
+The launcher makes the data, trains and evaluates:
 
     launch/smollm2_pages.sh
     d2l train --config configs/smollm2_pages.py --workdir runs/smollm2_pages
 
-Two CPU cores alone, without AMX: 12.5 s an update. What is shipped came by these stages with restarts (its card). Useful
-override: --config.hypernet.copy_size=0, the paper's hypernetwork, which learns none of this in the time (docs/log.md)
+Two CPU cores alone, without AMX: 12.5 s an update, 42 minutes, 14 GB. What is shipped came by nearly these stages, with
+a restart between them; in one go this has not run yet (its card). Useful override: --config.checkpoint_every=10
 """
 
 import ml_collections
@@ -41,8 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.stages = ml_collections.ConfigDict(
         {
-            "names": stage
-            | {"order": 0, "steps": 90, "data": {"pages": {"path": "data/pages_72", "weight": 1.0}}},
+            "names": stage | {"order": 0, "steps": 90, "data": {"pages": {"path": "data/pages_72", "weight": 1.0}}},
             "facts": stage
             | {
                 "order": 1,

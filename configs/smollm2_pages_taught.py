@@ -1,11 +1,15 @@
 """Pages about people on SmolLM2-135M-Instruct: what the target itself says with the page in its prompt (KL).
 
-Goes on from the hypernetwork of `configs/smollm2_pages.py`, which knows the facts, on pages of up to 200 tokens in 1 to 3
-chunks of whole sentences, with stored answers and their top-16 log-probabilities. `launch/smollm2_pages.sh` makes them.
+Goes on from the hypernetwork of `configs/smollm2_pages.py`, which knows facts of short pages, on pages of up to 200
+tokens in 1 to 3 chunks of whole sentences, with stored answers and their top-16 log-probabilities.
 
+    d2l data biographies --samples 3000 --lengths 24-200 --queries 3 --seed 8 --out data/pages_to_teach
+    d2l selfgen data/pages_to_teach --limit 1024 --questions keep --closed-qa 0.7 --max-new-tokens 32 \\
+        --out data/pages_taught
     d2l train --config configs/smollm2_pages_taught.py --workdir runs/smollm2_pages_taught
 
-Two CPU cores alone, without AMX: about 15 s an update. Useful override: --config.init=DIR, a hypernetwork to start from
+Two CPU cores alone, without AMX: 18 s an update. Run once: it learns how the target puts its answers, and forgets what
+they are about (docs/log.md); nothing of it is shipped. Useful override: --config.stages.taught.steps=400
 """
 
 import ml_collections
@@ -15,7 +19,7 @@ from configs import smollm2_pages
 
 def get_config() -> ml_collections.ConfigDict:
     config = smollm2_pages.get_config()
-    config.init = "runs/smollm2_pages/hypernet"
+    config.init = "checkpoints/pages_smollm2"
     config.loss = "kl"
     config.stages = ml_collections.ConfigDict(
         {

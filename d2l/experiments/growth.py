@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 from d2l.data.pack import Shapes
+from d2l.errors import UserError
 from d2l.hypernet.aggregator import MLP_FACTOR
 from d2l.hypernet.config import HypernetConfig
 from d2l.target.attention import MAX_UNROLLED_BLOCKS, QUERY_BLOCK
@@ -24,6 +25,10 @@ class Model:
 
     target: TargetConfig
     hyper: HypernetConfig
+
+    def __post_init__(self):
+        if self.hyper.copy_size:
+            raise UserError(f"copy_size is {self.hyper.copy_size}: these formulas are of hypernetworks without copies.")
 
     @property
     def block_params(self) -> int:
