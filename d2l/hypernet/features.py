@@ -61,12 +61,17 @@ def context_features(
 
 
 def read_context(
-    encoder: Decoder, config: HypernetConfig, tokens_NT: jax.Array, **place: jax.Array | None
+    encoder: Decoder,
+    config: HypernetConfig,
+    tokens_NT: jax.Array,
+    *,
+    positions_NT: jax.Array | None = None,
+    segments_NT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, Any] | None]:
     """What a hypernetwork reads of chunks, without a gradient.
 
     Args:
-      place: `positions_NT` and `segments_NT`, as in `context_features`.
+      positions_NT, segments_NT: as in `context_features`.
 
     Returns:
       The features (`context_features`), and with `copy_size` what rows are copied from, each vector with a root mean
@@ -74,11 +79,12 @@ def read_context(
       `{module: [L, N, T, d_in]}`.
     """
     if not config.copy_size:
+        place = {"positions_NT": positions_NT, "segments_NT": segments_NT}
         return context_features(encoder, config, tokens_NT, **place), None
-    names = ("block", *config.target_modules)
-    place = {"positions_BT": place.get("positions_NT"), "segments_BT": place.get("segments_NT")}
     embedded_NTD = encoder.embed(tokens_NT)
-    last_NTD, _, inputs = encoder.run_blocks(embedded_NTD, collect=names, **place)
+    last_NTD, _, inputs = encoder.run_blocks(
+        embedded_NTD, positions_BT=positions_NT, segments_BT=segments_NT, collect=("block", *config.target_modules)
+    )
     x_NTF = last_NTD if config.layer_idx == config.num_layers else inputs["block"][config.layer_idx]
     sources = {
         "tokens": unit_rms(embedded_NTD),

@@ -30,8 +30,8 @@ ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 # Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step.
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-# What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 INPUTS = "inputs"  # beside an adapter's modules: a dict that takes the inputs of those it names
+# What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -255,7 +255,7 @@ class Decoder(nnx.Module):
         num_layers: int | None = None,
         collect: bool | Sequence[str] = False,
         remat: str = "none",
-    ) -> tuple[jax.Array, Any, jax.Array | None]:
+    ) -> tuple[jax.Array, Any, jax.Array | dict[str, jax.Array] | None]:
         """Run the first `num_layers` blocks (default: all), without the final norm.
 
         Args:
@@ -297,7 +297,7 @@ class Decoder(nnx.Module):
             ab = ab or {}
             if gate_BTR is not None:
                 ab = {name: factors | {"gate": gate_BTR} for name, factors in ab.items()}
-            if collect in (True, False):
+            if isinstance(collect, bool):
                 out_BTD, kv = block(x_BTD, ropes, kv, ab, masks)
                 return out_BTD, (kv, x_BTD if collect else None)
             inputs = dict.fromkeys(collect) | {"block": x_BTD}

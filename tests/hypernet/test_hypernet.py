@@ -162,11 +162,8 @@ def test_copies_are_of_the_tokens_that_a_row_points_at(decoder, copying, tokens)
     e = np.asarray(hypernet.embed(features, mask[:, None], False, False)).reshape(3, 4, 2, 2, 16)
     query, key = (np.asarray(params["copies"][name]) for name in ("query", "key"))
     table = np.asarray(decoder.embed(tokens))
-    gate = np.asarray(
-        hypernet.gates(
-            (lambda a: a / jnp.linalg.norm(a, axis=-1, keepdims=True))(hypernet.pre_head["0"](jnp.asarray(e)))
-        )
-    )
+    out = hypernet.pre_head["0"](jnp.asarray(e))
+    gate = np.asarray(hypernet.gates(out / jnp.linalg.norm(out, axis=-1, keepdims=True)))
     for n, length in enumerate((20, 13, 7)):
         for layer, m, rank in np.ndindex(4, 2, 2):
             name = copying.target_modules[m]
