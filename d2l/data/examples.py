@@ -7,7 +7,8 @@ import numpy as np
 from d2l.data.batch import make_example
 from d2l.data.chunk import draw_num_chunks
 from d2l.data.pack import Example
-from d2l.data.record import Record
+from d2l.data.pack import Query as Asked
+from d2l.data.record import Record, Teacher
 from d2l.errors import UserError
 from d2l.hypernet.chunk import split_into, split_sentences
 from d2l.target.tokenizer import Tokenizer
@@ -21,7 +22,8 @@ class ExampleMaker:
       min_chunk_len, max_chunk_len, max_chunks: how documents are cut (`draw_num_chunks`).
       chunk_at: `sentences` to cut where these end (`split_sentences`), unless that makes more than `max_chunks`.
       stored_teacher: train on the answers and log-probabilities that the records store; else on the first reference.
-      teacher_prompts: make the prompts from which the step computes the teacher.
+      teacher_prompts: make the prompts from which the step computes the teacher, on the answers that it gave itself
+        where the records store them.
     """
 
     tokenizer: Tokenizer
@@ -56,10 +58,12 @@ class ExampleMaker:
             chunks = split_into(ids, count)
         asked = [(q.question, "" if self.stored_teacher else q.answers[0]) for q in queries]
         example = make_example(chunks, asked, self.tokenizer, teacher=self.teacher_prompts)
-        if not self.stored_teacher:
-            return example
-        taught = [
-            dataclasses.replace(made, response=q.teacher.response.tolist(), teacher=(q.teacher.tokens, q.teacher.logp))
-            for made, q in zip(example.queries, queries, strict=True)
-        ]
+        taught = [self._taught(made, query.teacher) for made, query in zip(example.queries, queries, strict=True)]
         return dataclasses.replace(example, queries=taught)
+
+    def _taught(self, made: Asked, teacher: Teacher | None) -> Asked:
+        """The query with what the teacher said, and with its probabilities where these are wanted."""
+        if teacher is None or not (self.stored_teacher or self.teacher_prompts):
+            return made
+        stored = (teacher.tokens, teacher.logp) if self.stored_teacher else None
+        return dataclasses.replace(made, response=teacher.response.tolist(), teacher=stored)

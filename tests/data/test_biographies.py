@@ -13,6 +13,7 @@ from d2l.data.biographies.generate import biographies, biography_at
 from d2l.data.biographies.knowledge import TOPICS
 from d2l.data.biographies.lives import FACTS
 from d2l.data.biographies.names import SPLITS, TOWN_ENDS, TOWN_STARTS, num_people, person, person_at, share
+from d2l.data.biographies.questions import FRAMES
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
@@ -80,6 +81,29 @@ def test_questions_in_two_steps_follow_the_page(pages):
                 assert known[fact, between] == query.answers, query
                 checked += 1
     assert checked > 100
+
+
+def test_answers_in_sentences_name_the_value_and_the_person(pages, words):
+    """About the same pages; every split has sentences of its own."""
+    checked, framed = collections.Counter(), 0
+    for split in SPLITS:
+        for short, record in zip(
+            pages[split], biographies(split, 0, 150, words, 64, 1000, sentences=True), strict=True
+        ):
+            assert record.context == short.context and len(record.queries) == len(short.queries)
+            known = {asked(query.question): query.answers[0] for query in short.queries if query.kind == "fact"}
+            names = {query.answers[0] for query in short.queries if query.kind == "who"}
+            for query in record.queries:
+                (told,) = query.answers
+                assert told.endswith(".") and "{" not in told
+                checked[query.kind] += 1
+                framed += any(told.startswith(frame.split("{")[0]) for frame in FRAMES)
+                fact, about = asked(query.question)
+                if query.kind == "fact":
+                    assert known[fact, about].lower() in told.lower()
+                elif query.kind == "who":
+                    assert any(name in told for name in names)
+    assert min(checked.values()) > 50 and 0.4 < framed / checked.total() < 0.65
 
 
 def test_splits_share_no_people_places_or_phrasings(pages):

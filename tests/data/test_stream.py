@@ -181,6 +181,13 @@ def test_a_stored_teacher_is_what_is_trained_on(tokenizer):
         np.testing.assert_array_equal(query.teacher[1], source.teacher.logp)
     with pytest.raises(UserError, match="no query with a teacher"):
         maker(0, plain)
+    # A step that computes the teacher does so on what it said, and on the reference where nothing is stored.
+    live = ExampleMaker(tokenizer, 0, max_chunk_len=100, max_chunks=4, teacher_prompts=True)
+    assert all(
+        made.response == response and made.teacher is None and made.teacher_prompt for made in live(0, taught).queries
+    )
+    for made, source in zip(live(0, plain).queries, plain.queries, strict=True):
+        assert made.response == [*tokenizer.encode(source.answers[0]), tokenizer.eos_ids[0]]
     hidden = Record("7", plain.context, (Query("What?", ()),), "set", "test")
     with pytest.raises(UserError, match="record '7' of set .test. has no query with an answer"):
         ExampleMaker(tokenizer, 0, max_chunk_len=100, max_chunks=4)(0, hidden)

@@ -25,13 +25,25 @@ TOKENS_A_PERSON = (60, 350)
 MOST_PEOPLE = 24
 
 
-def biography_at(split: str, seed: int, index: int, tokenizer: Tokenizer, min_tokens: int, max_tokens: int) -> Record:
+def biography_at(
+    split: str,
+    seed: int,
+    index: int,
+    tokenizer: Tokenizer,
+    min_tokens: int,
+    max_tokens: int,
+    *,
+    sentences: bool = False,
+) -> Record:
     """Page `index` of a split and seed, with all its questions in random order.
 
     Its length in tokens is about uniform in [min_tokens, max_tokens] and never above it. Lengths vary by whole
     sentences: a page below `min_tokens` comes out only where no further sentence fits the range.
 
     Queries have the kinds `fact`, `who` (asks for the person), `multi_hop` and `contradiction`.
+
+    Args:
+      sentences: answer in whole sentences, as a chat model does, instead of with the value alone.
 
     Raises:
       UserError: an unknown split, an index beyond the split's people, or a range that no page fits.
@@ -48,17 +60,24 @@ def biography_at(split: str, seed: int, index: int, tokenizer: Tokenizer, min_to
     lives = draw_lives(rng, split, draw_people(rng, split, count, person_at(split, seed, index)))
     page = _Page([make_paragraph(rng, split, lives, number) for number in range(count)], tokenizer)
     page.fill(wanted, min_tokens, max_tokens)
-    queries = make_queries(rng, split, lives, page.statements())
+    queries = make_queries(rng, split, lives, page.statements(), sentences=sentences)
     order = rng.permutation(len(queries))
     return Record(f"{seed}-{index}", page.text(), tuple(queries[i] for i in order), SOURCE, split)
 
 
 def biographies(
-    split: str, seed: int, count: int, tokenizer: Tokenizer, min_tokens: int, max_tokens: int
+    split: str,
+    seed: int,
+    count: int,
+    tokenizer: Tokenizer,
+    min_tokens: int,
+    max_tokens: int,
+    *,
+    sentences: bool = False,
 ) -> Iterator[Record]:
     """The first `count` pages of a split and seed."""
     for index in range(count):
-        yield biography_at(split, seed, index, tokenizer, min_tokens, max_tokens)
+        yield biography_at(split, seed, index, tokenizer, min_tokens, max_tokens, sentences=sentences)
 
 
 class _Page:

@@ -48,13 +48,13 @@ def make_paragraph(rng: np.random.Generator, split: str, lives: Lives, number: i
             statements.append(Statement(text, number, name, Query(question, (value,), "contradiction")))
         elif name in ENTITY_FACTS:
             anchor, fact = ENTITY_FACTS[name]
-            text = _sentence(rng, split, fact, values[name], {"e": values[anchor][0]})
+            text = sentence(rng, split, fact, values[name], {"e": values[anchor][0]})
             statements.append(Statement(text, number, name))
         else:
             # After somebody else's name a pronoun would be theirs.
             plain = not statements or statements[-1].fact in NAMES_SOMEBODY
-            named = _full(person) if plain else _naming(rng, person)
-            statements.append(Statement(_sentence(rng, split, FACTS[name], values[name], named), number, name))
+            named = named_as(person.name, person) if plain else _naming(rng, person)
+            statements.append(Statement(sentence(rng, split, FACTS[name], values[name], named), number, name))
     return statements
 
 
@@ -89,7 +89,8 @@ def with_article(value: str) -> str:
     return f"{'an' if value[0].lower() in 'aeiou' else 'a'} {value}"
 
 
-def _sentence(rng: np.random.Generator, split: str, fact: Fact, drawn: tuple[str, str], named: dict[str, str]) -> str:
+def sentence(rng: np.random.Generator, split: str, fact: Fact, drawn: tuple[str, str], named: dict[str, str]) -> str:
+    """A fact with the value and detail that were drawn, about somebody who is named so."""
     value, detail = drawn
     return _capital(pick(rng, fact.sentences, split).format(v=value, a=with_article(value), w=detail, **named))
 
@@ -98,16 +99,16 @@ def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _full(person: Person) -> dict[str, str]:
-    pronouns = {"t": person.subject, "h": person.possessive}
-    return {"s": person.name, "p": f"{person.name}'s", "o": person.name} | pronouns
+def named_as(about: str, person: Person) -> dict[str, str]:
+    """The placeholders of a sentence that calls its person `about`."""
+    return {"s": about, "p": f"{about}'s", "o": about, "t": person.subject, "h": person.possessive}
 
 
 def _naming(rng: np.random.Generator, person: Person) -> dict[str, str]:
     """The placeholders of a sentence about a person who has been named before."""
     draw = rng.random()
     if draw < FULL_NAME:
-        return _full(person)
+        return named_as(person.name, person)
     if draw < FULL_NAME + FIRST_NAME:
-        return _full(person) | {"s": person.first, "p": f"{person.first}'s", "o": person.first}
-    return _full(person) | {"s": person.subject, "p": person.possessive, "o": person.object}
+        return named_as(person.first, person)
+    return named_as(person.name, person) | {"s": person.subject, "p": person.possessive, "o": person.object}
