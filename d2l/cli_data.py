@@ -51,7 +51,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--queries", type=int, help="most questions about a page (default: all)")
     sub.add_argument("--kinds", help="of questions, as fact,who,multi_hop,contradiction (default: all)")
     sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
-    sub.add_argument("--sentences", action="store_true", help="answer in sentences, not with the value alone")
+    sub.add_argument(
+        "--answers", default="value", help="value; sentence; continued, which trains on a sentence from its value on"
+    )
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("ruler", ruler, "the needle tasks of RULER: keys, values and haystacks of several kinds")
@@ -141,7 +143,7 @@ def biographies(args: argparse.Namespace) -> None:
         return dataclasses.replace(record, queries=tuple(mix_instructions(queries, args.closed_qa, rng)))
 
     tokenizer = target_tokenizer(args.target)
-    pages = make(args.split, args.seed, args.samples, tokenizer, low, high, sentences=args.sentences)
+    pages = make(args.split, args.seed, args.samples, tokenizer, low, high, answers=args.answers)
     records = itertools.starmap(asked, enumerate(pages))
     _write(args, (record for record in records if record.queries))
 

@@ -21,6 +21,7 @@ def make_example(
     queries: Sequence[tuple[str, str]],
     tokenizer: Tokenizer,
     *,
+    starts: Sequence[str] | None = None,
     teacher: bool = False,
 ) -> Example:
     """An example of a document that has been cut.
@@ -28,16 +29,17 @@ def make_example(
     Args:
       chunks: token ids of the document.
       queries: pairs of question and answer.
+      starts: what of each reply is given before the answer; None: nothing.
       teacher: also make the prompts with the document in them.
     """
     prefix, suffix = tokenizer.turn_wrapper
     document = [i for chunk in chunks for i in chunk] + tokenizer.encode("\n\n") if teacher else []
     made = []
-    for question, answer in queries:
-        asked = tokenizer.encode(question)
+    for (question, answer), start in zip(queries, starts or [""] * len(queries), strict=True):
+        asked, begun = tokenizer.encode(question), [*suffix, *tokenizer.encode(start)]
         response = [*tokenizer.encode(answer), tokenizer.eos_ids[0]]
-        with_document = [*prefix, *document, *asked, *suffix] if teacher else ()
-        made.append(Query([*prefix, *asked, *suffix], response, with_document))
+        with_document = [*prefix, *document, *asked, *begun] if teacher else ()
+        made.append(Query([*prefix, *asked, *begun], response, with_document))
     return Example([[*prefix, *chunk, *suffix] for chunk in chunks], made)
 
 

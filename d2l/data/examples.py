@@ -57,7 +57,9 @@ class ExampleMaker:
         if not 0 < len(chunks) <= self.max_chunks:
             chunks = split_into(ids, count)
         asked = [(q.question, "" if self.stored_teacher else q.answers[0]) for q in queries]
-        example = make_example(chunks, asked, self.tokenizer, teacher=self.teacher_prompts)
+        example = make_example(
+            chunks, asked, self.tokenizer, starts=[q.start for q in queries], teacher=self.teacher_prompts
+        )
         taught = [self._taught(made, query.teacher) for made, query in zip(example.queries, queries, strict=True)]
         return dataclasses.replace(example, queries=taught)
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from d2l.errors import UserError
 
+OPTIONAL = ("kind", "start")  # fields of a query that its JSON may lack
+
 
 class Teacher(NamedTuple):
     """What the target itself answered with the document in its prompt, stored ahead (SPEC 5).
@@ -32,12 +34,14 @@ class Query(NamedTuple):
       answers: reference answers, the first one being what a model is trained on; empty where a set hides them.
       kind: what sort of question it is, where the set tells (`multi_hop`, `contradiction`); else "".
       teacher: the target's own answer, in self-generated data; not part of the JSON.
+      start: how the reply begins, given in training and not trained on: answers are what follows it.
     """
 
     question: str
     answers: tuple[str, ...]
     kind: str = ""
     teacher: Teacher | None = None
+    start: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; `from_json` is the inverse."""
         queries = [
-            {"question": q.question, "answers": list(q.answers)} | ({"kind": q.kind} if q.kind else {})
+            {"question": q.question, "answers": list(q.answers)}
+            | {name: value for name, value in (("kind", q.kind), ("start", q.start)) if value}
             for q in self.queries
         ]
         fields = {"id": self.id, "source": self.source, "split": self.split}
@@ -76,10 +81,12 @@ class Record:
         _check_fields("record", fields, {"id": str, "context": str, "queries": list, "source": str, "split": str})
         queries = []
         for query in fields["queries"]:
-            _check_fields("query", query, {"question": str, "answers": list, "kind": str}, optional=("kind",))
+            fields_of_query = {"question": str, "answers": list} | dict.fromkeys(OPTIONAL, str)
+            _check_fields("query", query, fields_of_query, optional=OPTIONAL)
             if wrong := [answer for answer in query["answers"] if not isinstance(answer, str)]:
                 raise UserError(f"a query's answer is {wrong[0]!r}: give text.")
-            queries.append(Query(query["question"], tuple(query["answers"]), query.get("kind", "")))
+            optional = {name: query[name] for name in OPTIONAL if name in query}
+            queries.append(Query(query["question"], tuple(query["answers"]), **optional))
         return cls(**(fields | {"queries": tuple(queries)}))
 
 

@@ -131,6 +131,11 @@ def take_records(
         if len(found) == (documents or None) or missed == MOST_MISSES:
             break
         asked = [q for q in record.queries if q.answers and (not kinds or q.kind in kinds)][:queries]
+        if begun := [q.start for q in asked if q.start]:
+            raise UserError(
+                f"record {record.id!r} of {data} has an answer that goes on after {begun[0]!r}: evaluation takes whole "
+                "answers, give records without `start`."
+            )
         put_queries = tuple(Query(put.replace("{}", q.question), q.answers, q.kind) for q in asked)
         missed = 0 if put_queries else missed + 1
         if put_queries:

@@ -41,7 +41,7 @@ gave it, <span class="legend">{% for p in (0, 0.25, 0.5, 0.75, 1) %}<span style=
   <dl>
   {% for query in record.queries %}
     <dt>{{ query.question }}{% if query.kind %} <span class="dim">{{ query.kind }}</span>{% endif %}</dt>
-    {% for answer in query.answers %}<dd>{{ answer }}</dd>{% endfor %}
+    {% for answer in query.answers %}<dd><span class="dim">{{ query.start }}</span>{{ answer }}</dd>{% endfor %}
     {% if query.tokens %}<dd class="tokens">{% for token in query.tokens -%}
       <span style="--p:{{ token.shade }}" title="{{ token.title }}">{{ token.text }}</span>
     {%- endfor %}</dd>{% endif %}

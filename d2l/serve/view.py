@@ -70,7 +70,8 @@ class View:
         tokens = [] if query.teacher is None else [self._token(query.teacher, i) for i in range(len(query.teacher[0]))]
         # The target's own answer is also the reference of a generated question: once is enough.
         answers = [a for a in query.answers if not tokens or a != self._text(query.teacher)]
-        return {"question": query.question, "kind": query.kind, "answers": answers, "tokens": tokens}
+        told = {name: getattr(query, name) for name in ("question", "kind", "start")}
+        return told | {"answers": answers, "tokens": tokens}
 
     def _text(self, teacher: Teacher) -> str:
         return self.tokenizer.decode(teacher.response.tolist()).strip()

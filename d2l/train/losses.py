@@ -75,6 +75,11 @@ def kl(unembed: Unembed, x_ND: jax.Array, teacher_tokens_Nk: jax.Array, teacher_
     return by_rows(rows, x_ND, (teacher_tokens_Nk, teacher_logp_Nk))[0]
 
 
+def entropy(teacher_logp_Nk: jax.Array) -> jax.Array:
+    """-sum_k p_k log p_k of the teacher's likeliest tokens, float32 `[N]`: `kl` of a student that equals it."""
+    return -jnp.sum(jnp.exp(teacher_logp_Nk) * teacher_logp_Nk, axis=-1)
+
+
 def l1(chunks: Factors, bias: Factors | None, context_N: jax.Array, weight_C: jax.Array, max_chunks: int) -> jax.Array:
     """Mean over modules of mean|A| + mean|B| of each composed adapter, its padding included, summed with weights.
 

@@ -38,4 +38,5 @@ def step_config(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> StepConf
         dtype=fields["dtype"],
         remat=fields.get("remat", "none"),
         neftune=fields.get("neftune", 0.0),
+        focus=fields.get("focus", 0.0),
     )

@@ -44,6 +44,8 @@ class StepConfig:
       dtype: of all compute but norms, softmaxes and the loss; the masters stay float32.
       remat: what the backward pass of the student's blocks recomputes, a name of `REMAT`; unless `none` the
         hypernetwork's aggregator is recomputed too.
+      focus: share of the loss whose tokens are weighted by what the document tells of them (`document_weight`); the
+        rest is the plain mean.
       neftune: alpha of the uniform noise on the student's input embeddings, alpha / sqrt(tokens of the prompt * D) at
         most; 0 is none.
     """
@@ -55,12 +57,15 @@ class StepConfig:
     dtype: str = "float32"
     remat: str = "none"
     neftune: float = 0.0
+    focus: float = 0.0
 
     def __post_init__(self):
         if self.loss not in ("ce", "kl"):
             raise UserError(f"loss is {self.loss!r}: give ce or kl.")
         if self.remat not in REMAT:
             raise UserError(f"remat is {self.remat!r}: give one of {', '.join(REMAT)}.")
+        if not 0 <= self.focus <= 1:
+            raise UserError(f"focus is {self.focus}: give a share in [0, 1].")
 
 
 def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfig, step: StepConfig) -> Metrics:
@@ -118,14 +123,46 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
         "exact": jnp.sum(jnp.where(wrong_q == 0, weight_q, 0.0)),
         "l1": losses.l1(chunks, hypernet.bias(), group["chunk_context"], group["context_weight"], step.max_chunks),
     }
+    loss_R = ce_R
     if step.loss == "kl":
         if "teacher_top_tokens" in group:
             top = group["teacher_top_tokens"], group["teacher_top_logp"]
         else:
             teacher_RD = responses("teacher", group["teacher_row"], group["teacher_index"])
             top = losses.teacher_top_k(decoder.unembed, jax.lax.stop_gradient(teacher_RD))
-        sums["kl"] = jnp.sum(weight_R * losses.kl(decoder.unembed, student_RD, *top))
-    return sums | {"loss": sums[step.loss] + step.l1 * sums["l1"]}
+        loss_R = losses.kl(decoder.unembed, student_RD, *top)
+        sums["kl"] = jnp.sum(weight_R * loss_R)
+    loss = sums[step.loss]
+    if step.focus:
+        without_RD = responses("query", group["response_row"], group["response_index"])
+        if step.loss == "kl":
+            missing_R = losses.kl(decoder.unembed, without_RD, *top) - losses.entropy(top[1])
+        else:
+            missing_R, _ = losses.cross_entropy(decoder.unembed, without_RD, group["response_tokens"])
+        focused_R = document_weight(jax.lax.stop_gradient(missing_R), weight_R, query_R)
+        loss = (1.0 - step.focus) * loss + step.focus * jnp.sum(focused_R * loss_R)
+    return sums | {"loss": loss + step.l1 * sums["l1"]}
+
+
+def document_weight(missing_R: jax.Array, weight_R: jax.Array, query_R: jax.Array) -> jax.Array:
+    """Weights of response tokens in proportion to what the target lacks without the document (not in the paper).
+
+    Most tokens of an answer follow from the question and the tokens before; few say what only the document tells, and
+    their gradient is small in the mean of all.
+
+    Args:
+      missing_R: nats; the KL of the target without the document from that with it, or its cross-entropy.
+      weight_R: of the plain mean; a query's weights keep their sum.
+      query_R: int32, the query that each token answers.
+
+    Returns:
+      float32 `[R]`; the plain weights where nothing is missing in a query.
+    """
+    missing_R = jnp.where(weight_R > 0, jnp.maximum(missing_R, 0.0), 0.0)
+    share_q = jax.ops.segment_sum(missing_R, query_R, num_segments=len(query_R))
+    whole_q = jax.ops.segment_sum(weight_R, query_R, num_segments=len(query_R))
+    share_R, whole_R = share_q[query_R], whole_q[query_R]
+    return jnp.where(share_R > 0, whole_R * missing_R / jnp.where(share_R > 0, share_R, 1.0), weight_R)
 
 
 def adapters_of_rows(

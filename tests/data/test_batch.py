@@ -72,6 +72,11 @@ def test_prompts_are_those_of_use(tokenizer):
     document = [i for part in parts for i in part]
     asked = [*tokenizer.encode("\n\n"), *tokenizer.encode("What is the sky?")]
     assert query.teacher_prompt == [*prefix, *document, *asked, *suffix]
+    # How a reply begins is given: it stands in both prompts and not in the response.
+    begun = make_example(parts, [("What is the sky?", " blue")], tokenizer, starts=["It is"], teacher=True).queries[0]
+    assert begun.prompt == query.prompt + tokenizer.encode("It is")
+    assert begun.teacher_prompt == query.teacher_prompt + tokenizer.encode("It is")
+    assert begun.response == [*tokenizer.encode(" blue"), tokenizer.eos_ids[0]]
 
 
 @settings(max_examples=15, deadline=None)

@@ -83,19 +83,20 @@ def test_questions_in_two_steps_follow_the_page(pages):
     assert checked > 100
 
 
-def test_answers_in_sentences_name_the_value_and_the_person(pages, words):
-    """About the same pages; every split has sentences of its own."""
+@pytest.mark.parametrize("form", ["sentence", "continued"])
+def test_answers_in_sentences_name_the_value_and_the_person(pages, words, form):
+    """About the same pages; every split has sentences of its own. A continued answer begins with what is asked for."""
     checked, framed = collections.Counter(), 0
     for split in SPLITS:
-        for short, record in zip(
-            pages[split], biographies(split, 0, 150, words, 64, 1000, sentences=True), strict=True
-        ):
+        told_pages = biographies(split, 0, 150, words, 64, 1000, answers=form)
+        for short, record in zip(pages[split], told_pages, strict=True):
             assert record.context == short.context and len(record.queries) == len(short.queries)
             known = {asked(query.question): query.answers[0] for query in short.queries if query.kind == "fact"}
             names = {query.answers[0] for query in short.queries if query.kind == "who"}
             for query in record.queries:
-                (told,) = query.answers
-                assert told.endswith(".") and "{" not in told
+                (answer,) = query.answers
+                told = query.start + answer
+                assert told.endswith(".") and "{" not in told and bool(query.start) == (form == "continued")
                 checked[query.kind] += 1
                 framed += any(told.startswith(frame.split("{")[0]) for frame in FRAMES)
                 fact, about = asked(query.question)
@@ -103,7 +104,10 @@ def test_answers_in_sentences_name_the_value_and_the_person(pages, words):
                     assert known[fact, about].lower() in told.lower()
                 elif query.kind == "who":
                     assert any(name in told for name in names)
-    assert min(checked.values()) > 50 and 0.4 < framed / checked.total() < 0.65
+                if form == "continued" and query.kind in ("fact", "who"):
+                    values = [known[fact, about]] if query.kind == "fact" else names
+                    assert answer.lstrip(' "').startswith(tuple(values)), query
+    assert min(checked.values()) > 50 and 0.4 < framed / checked.total() < 0.75
 
 
 def test_splits_share_no_people_places_or_phrasings(pages):
@@ -171,6 +175,8 @@ def test_pages_are_distinct_and_a_function_of_their_index(words, pages):
 def test_what_cannot_be_made_is_named(words):
     with pytest.raises(UserError, match="no split 'dev': give one of train, validation, test"):
         biography_at("dev", 0, 0, words, 32, 64)
+    with pytest.raises(UserError, match="answers are 'long'"):
+        biography_at("test", 0, 0, words, 32, 64, answers="long")
     with pytest.raises(UserError, match="no biography 999999 in test"):
         biography_at("test", 0, 999_999, words, 32, 64)
     for low, high in ((0, 2), (50, 40), (100_000, 100_001)):

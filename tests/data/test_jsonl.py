@@ -10,7 +10,7 @@ from d2l.errors import UserError
 
 RECORDS = [
     Record("a", "Naïve\ntext.", (Query("Q?", ("A", "B"), "who"), Query("R?", ())), "made", "train"),
-    Record("a", "Another text.", (), "made", "test"),
+    Record("a", "Another text.", (Query("Who?", (" Ann.",), start="It was"),), "made", "test"),
 ]
 
 

@@ -136,6 +136,9 @@ def test_no_documents_asked_for_are_all_of_a_file(tokenizer, tmp_path):
     path = tmp_path / "all.jsonl"
     path.write_text("".join(json.dumps(record | {"id": str(i)}) + "\n" for i in range(3)))
     assert len(make_cases("records", {"data": "records", "documents": 0, "path": str(path)}, tokenizer)) == 3
+    path.write_text(json.dumps(record | {"id": "0", "queries": [query | {"start": "It is"}]}))
+    with pytest.raises(UserError, match="an answer that goes on after 'It is'"):
+        make_cases("records", {"data": "records", "documents": 0, "path": str(path)}, tokenizer)
 
 
 def test_what_does_not_exist_is_named_with_what_does(fields, tokenizer, capsys, tmp_path):

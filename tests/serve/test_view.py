@@ -25,7 +25,7 @@ def stored(target_folder, tmp_path):
     response = np.array([grass, sun], np.int32)
     tokens = np.array([[grass, sky], [grass, sky]], np.int32)
     logp = np.log(np.array([[0.875, 0.0625], [0.5, 0.25]], np.float32))
-    query = Query("What is <green>?", ("the grass",), "fact", Teacher(response, tokens, logp))
+    query = Query("What is <green>?", ("the grass",), "fact", Teacher(response, tokens, logp), "It is")
     records = [Record(f"{i}{EVIL}", f"{EVIL} {i}", (query,), "noise", "train") for i in range(RECORDS_PER_PAGE + 1)]
     write_records(tmp_path / "stored", records, teacher=loaded.weights_hash)
     return str(tmp_path / "stored")
@@ -35,7 +35,7 @@ def test_page_shows_all_and_escapes_it(stored, target_folder):
     view = View(stored, str(target_folder))
     page = view.page()
     assert "<script" not in page and page.count(html.escape(EVIL, quote=False).replace('"', "&#34;")) > 0
-    assert "What is &lt;green&gt;?" in page and "the grass" in page and "fact" in page
+    assert "What is &lt;green&gt;?" in page and ">It is</span>the grass" in page and "fact" in page
     assert 'style="--p:0.875"' in page and "87.5%" in page
     assert 'style="--p:0.000"' in page and "under 25.0%" in page
     assert page.count("<article>") == RECORDS_PER_PAGE and "page 1 of 2" in page

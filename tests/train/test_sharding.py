@@ -22,7 +22,7 @@ from tests.conftest import hypernet_config, lively
 
 PACKS, DOCUMENTS = 8, 24
 MODULES = ("down_proj", "q_proj")  # one whose input, one whose output is split
-STEP = StepConfig("kl", max_chunks=3, row_chunks=5, l1=0.1)
+STEP = StepConfig("kl", max_chunks=3, row_chunks=5, l1=0.1, focus=0.5)
 # Three documents of a pack share rows of chunks, of queries and of teacher prompts.
 SHAPES = Shapes(
     contexts=3,

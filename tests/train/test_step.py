@@ -18,7 +18,7 @@ from d2l.target.decoder import abstract_decoder
 from d2l.target.weights import load_target
 from d2l.train import losses
 from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
-from d2l.train.step import StepConfig, gradients, init_state, loss_fn, make_step, neftune_noise
+from d2l.train.step import StepConfig, document_weight, gradients, init_state, loss_fn, make_step, neftune_noise
 from tests.conftest import hypernet_config
 
 QUESTION = "What is the special magic number?"
@@ -131,6 +131,41 @@ def test_a_stored_teacher_is_the_one_of_the_step(target, hyper, params, examples
         batch_of(examples, shapes)
 
 
+@pytest.mark.parametrize("loss", ["ce", "kl"])
+def test_focus_weights_tokens_by_what_the_document_tells(loss, target, hyper, params, examples):
+    """One token of a response at a time, each weighted by the loss that the target has without an adapter."""
+    zero = params | {"scaler_B": jax.tree.map(jnp.zeros_like, params["scaler_B"])}
+    example = examples[0]
+    query = example.queries[0]
+
+    def at(params, place):
+        start, rest = query.response[:place], query.response[place : place + 1]
+        prompts = {"prompt": [*query.prompt, *start], "teacher_prompt": [*query.teacher_prompt, *start]}
+        one = Example(example.chunks, [dataclasses.replace(query, response=rest, **prompts)])
+        return float(loss_of(params, target, hyper, batch_of([one]), loss)[loss])
+
+    def entropy(place):
+        tokens = jnp.asarray([[*query.teacher_prompt, *query.response[:place]]], jnp.int32)
+        logp = jax.nn.log_softmax(nnx.merge(abstract_decoder(target.config)[0], target.params)(tokens)[0, -1])
+        top = jax.lax.top_k(logp, losses.TEACHER_TOP_K)[0]
+        return float(-jnp.sum(jnp.exp(top) * top)) if loss == "kl" else 0.0
+
+    places = range(len(query.response))
+    missing = np.array([at(zero, i) - entropy(i) for i in places])
+    each = np.array([at(params, i) for i in places])
+    whole = batch_of([Example(example.chunks, [query])])
+    for focus in (0.25, 1.0):
+        wanted = (1 - focus) * each.mean() + focus * (missing * each).sum() / missing.sum()
+        assert loss_of(params, target, hyper, whole, loss, focus=focus)["loss"] == pytest.approx(wanted, rel=1e-4)
+    assert len(places) > 2 and missing.min() > 0
+
+
+def test_weights_of_a_query_that_lacks_nothing_stay():
+    weight, query = jnp.array([0.2, 0.2, 0.3, 0.3, 0.0]), jnp.array([0, 0, 1, 1, 2])
+    focused = document_weight(jnp.array([0.0, -1e-3, 3.0, 1.0, 5.0]), weight, query)
+    np.testing.assert_allclose(focused, [0.2, 0.2, 0.45, 0.15, 0.0], rtol=1e-6)
+
+
 def test_l1_is_added_with_its_weight_and_is_the_mean_over_contexts(target, hyper, params, examples):
     batch = batch_of(examples)
     metrics = loss_of(params, target, hyper, batch, l1=0.5)
@@ -191,6 +226,8 @@ def test_bad_options_are_named():
         StepConfig("ce", remat="some")
     with pytest.raises(UserError, match="loss is 'mse'"):
         StepConfig("mse")
+    with pytest.raises(UserError, match="focus is 2"):
+        StepConfig("ce", focus=2)
 
 
 def test_each_group_is_clipped_alone():

@@ -14,7 +14,7 @@ import numpy as np
 from d2l.data.biographies.lives import draw_lives
 from d2l.data.biographies.names import SPLITS, draw_people, num_people, person_at
 from d2l.data.biographies.paragraph import Statement, make_paragraph
-from d2l.data.biographies.questions import make_queries
+from d2l.data.biographies.questions import ANSWERS, make_queries
 from d2l.data.record import Record
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ def biography_at(
     min_tokens: int,
     max_tokens: int,
     *,
-    sentences: bool = False,
+    answers: str = "value",
 ) -> Record:
     """Page `index` of a split and seed, with all its questions in random order.
 
@@ -43,15 +43,17 @@ def biography_at(
     Queries have the kinds `fact`, `who` (asks for the person), `multi_hop` and `contradiction`.
 
     Args:
-      sentences: answer in whole sentences, as a chat model does, instead of with the value alone.
+      answers: how they are put, as in `make_queries`.
 
     Raises:
-      UserError: an unknown split, an index beyond the split's people, or a range that no page fits.
+      UserError: an unknown split or form of answers, an index beyond the split's people, or a range that no page fits.
     """
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     if not 0 <= index < num_people(split):
         raise UserError(f"there is no biography {index} in {split}: give an index from 0 to {num_people(split) - 1}.")
+    if answers not in ANSWERS:
+        raise UserError(f"answers are {answers!r}: give one of {', '.join(ANSWERS)}.")
     if not 0 <= min_tokens <= max_tokens:
         raise UserError(f"no biography has {min_tokens} to {max_tokens} tokens: give a range like 64-256.")
     rng = np.random.default_rng((SPLITS.index(split), seed, index))
@@ -60,7 +62,7 @@ def biography_at(
     lives = draw_lives(rng, split, draw_people(rng, split, count, person_at(split, seed, index)))
     page = _Page([make_paragraph(rng, split, lives, number) for number in range(count)], tokenizer)
     page.fill(wanted, min_tokens, max_tokens)
-    queries = make_queries(rng, split, lives, page.statements(), sentences=sentences)
+    queries = make_queries(rng, split, lives, page.statements(), answers=answers)
     order = rng.permutation(len(queries))
     return Record(f"{seed}-{index}", page.text(), tuple(queries[i] for i in order), SOURCE, split)
 
@@ -73,11 +75,11 @@ def biographies(
     min_tokens: int,
     max_tokens: int,
     *,
-    sentences: bool = False,
+    answers: str = "value",
 ) -> Iterator[Record]:
     """The first `count` pages of a split and seed."""
     for index in range(count):
-        yield biography_at(split, seed, index, tokenizer, min_tokens, max_tokens, sentences=sentences)
+        yield biography_at(split, seed, index, tokenizer, min_tokens, max_tokens, answers=answers)
 
 
 class _Page:

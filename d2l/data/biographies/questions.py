@@ -9,6 +9,7 @@ from d2l.data.biographies.lives import ENTITIES, FACTS, Lives
 from d2l.data.biographies.paragraph import Statement, named_as, pick, sentence, with_article
 from d2l.data.record import Query
 
+ANSWERS = ("value", "sentence", "continued")
 KINDS = ("fact", "who", "multi_hop", "contradiction")
 # Questions over one relation, as `What is the occupation of NAME's spouse?`
 HOPS_A_RELATION = 3
@@ -19,30 +20,37 @@ FRAMES = ("The answer is: {}.", "The answer to this question is: {}.", "The corr
 
 
 def make_queries(
-    rng: np.random.Generator, split: str, lives: Lives, statements: Sequence[Statement], *, sentences: bool = False
+    rng: np.random.Generator, split: str, lives: Lives, statements: Sequence[Statement], *, answers: str = "value"
 ) -> list[Query]:
     """Everything that can be asked about the statements of a page: one phrasing of each question.
 
     Args:
-      sentences: answer in sentences, with the full name, half of the time in one of `FRAMES`.
+      answers: one of `ANSWERS`: the value alone; a sentence with it, half of the time in one of `FRAMES`; or such a
+        sentence `continued` from its value on, what stands before being the query's `start`.
     """
 
     def ask(fact: Fact, number: int, about: str, kind: str, named: dict[str, str]) -> Query:
         value, detail = drawn = lives.values[number][fact.name]
         question = pick(rng, fact.questions, split).format(n=about, w=detail)
-        if sentences:
-            return Query(question, (say(fact, drawn, named, value),), kind)
-        return Query(question, (value, DIGITS[value]) if value in DIGITS else (value,), kind)
+        if answers == "value":
+            return Query(question, (value, DIGITS[value]) if value in DIGITS else (value,), kind)
+        return say(Query(question, (value,), kind), fact, drawn, named)
 
-    def say(fact: Fact | None, drawn: tuple[str, str], named: dict[str, str], value: str) -> str:
-        if fact is None or rng.random() < 0.5:
-            return FRAMES[rng.integers(len(FRAMES))].format(value)
-        return sentence(rng, split, fact, drawn, named)
+    def say(query: Query, fact: Fact | None, drawn: tuple[str, str], named: dict[str, str]) -> Query:
+        """The query with its answer in a sentence, which with `continued` has something before the answer."""
+        (value,) = query.answers
+        told = sentence(rng, split, fact, drawn, named) if fact and rng.random() < 0.5 else ""
+        if not told or (answers == "continued" and told.find(value) < 1):
+            told = FRAMES[rng.integers(len(FRAMES))].format(value)
+        if answers == "sentence":
+            return query._replace(answers=(told,))
+        start = told[: told.index(value)].rstrip()
+        return query._replace(start=start, answers=(told[len(start) :],))
 
     stated = {(statement.person, statement.fact) for statement in statements if statement.fact}
     queries = [statement.claim for statement in statements if statement.claim]
-    if sentences:
-        queries = [q._replace(answers=(say(None, ("", ""), {}, q.answers[0]),)) for q in queries]
+    if answers != "value":
+        queries = [say(query, None, ("", ""), {}) for query in queries]
     for number, person in enumerate(lives.people):
         named = named_as(person.name, person)
         for name, fact in FACTS.items():
@@ -53,8 +61,8 @@ def make_queries(
             if fact.who and sum(values[name] == lives.values[number][name] for values in lives.values) == 1:
                 value, detail = drawn = lives.values[number][name]
                 question = pick(rng, fact.who, split).format(v=value, a=with_article(value), w=detail)
-                answer = say(fact, drawn, named, person.name) if sentences else person.name
-                queries.append(Query(question, (answer,), "who"))
+                query = Query(question, (person.name,), "who")
+                queries.append(query if answers == "value" else say(query, fact, drawn, named))
         for anchor, facts in ENTITIES.items():
             for fact in facts:
                 if (number, anchor) in stated and (number, fact.name) in stated:

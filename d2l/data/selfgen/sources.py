@@ -73,6 +73,11 @@ def read_work(places: Sequence[str], asker: Chat, answerer: Chat, config: Selfge
                 records.append(dataclasses.replace(record, id=name, context=text, queries=()))
         elif not record.queries:
             without += 1
+        elif any(query.start for query in record.queries):
+            raise UserError(
+                f"{place} has answers that go on after a beginning which is given: the target answers whole questions, "
+                "give records without `start`."
+            )
         else:
             room = min(answerer.room(f"{q.question}\n{LONGEST_LINE}", config.max_new_tokens) for q in record.queries)
             text = truncate_middle(record.context, answerer.tokenizer, room)
