@@ -31,7 +31,7 @@ from d2l.target.weights import load_target
 from d2l.train.flops import count_flops
 from d2l.train.optimizer import OptimizerConfig, make_optimizer, stage_schedule
 from d2l.train.sections import hypernet_config, step_config
-from d2l.train.stages import StoredStage, needle_stage, read_stages
+from d2l.train.stages import StoredStage, needle_stage, read_stages, setting
 from d2l.train.step import check_mesh, init_state, make_step
 
 DOCUMENT_TOKENS = 131_072  # of a document that is internalized
@@ -49,7 +49,7 @@ def stage_shapes(fields: dict[str, Any], name: str) -> Shapes:
         raise UserError(f"there is no stage {name!r}: the config has {', '.join(sorted(stages))}.")
     if "data" in stages[name]:
         return StoredStage.of(stages[name]).shapes
-    needles = needle_stage(stages[name], teacher=fields["loss"] == "kl")
+    needles = needle_stage(stages[name], teacher=setting(fields, stages[name], "loss") == "kl")
     tokenizer = load_target(fields["target"] or None).tokenizer  # it makes needles as long as they are
     return NeedleBatches(needles, tokenizer, 0, groups=fields.get("packs", 1)).shapes
 

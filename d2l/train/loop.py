@@ -34,7 +34,7 @@ from d2l.train.processes import meet, together
 from d2l.train.product import Product, make_card
 from d2l.train.run import Work, run
 from d2l.train.sections import hypernet_config, step_config
-from d2l.train.stages import StoredStage, needle_stage, read_stages
+from d2l.train.stages import StoredStage, needle_stage, read_stages, setting
 from d2l.train.step import check_mesh, init_state, make_step
 from d2l.train.watch import Profile, Watch
 from d2l.train.workdir import opened
@@ -165,9 +165,10 @@ def _feed(
     """The input of a stage."""
     if target.tokenizer is None:
         raise UserError(f"{target.name} has no tokenizer: give a target that has one.")
+    loss = setting(fields, stage, "loss")
     if "data" in stage:
-        return StoredFeed(StoredStage.of(stage), target, fields["seed"] + stage["order"], fields["loss"], layout)
-    needles = needle_stage(stage, teacher=fields["loss"] == "kl")
+        return StoredFeed(StoredStage.of(stage), target, fields["seed"] + stage["order"], loss, layout)
+    needles = needle_stage(stage, teacher=loss == "kl")
     counts = {"accumulate": layout.accumulate, "groups": layout.groups}
     return NeedleFeed(NeedleBatches(needles, target.tokenizer, fields["seed"], **counts), layout)
 

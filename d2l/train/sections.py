@@ -7,6 +7,7 @@ from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import check_encoder
 from d2l.target.config import TargetConfig
+from d2l.train.stages import setting
 from d2l.train.step import StepConfig
 
 
@@ -31,12 +32,12 @@ def hypernet_config(fields: dict[str, Any], target: TargetConfig) -> HypernetCon
 def step_config(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> StepConfig:
     """The step of a stage."""
     return StepConfig(
-        fields["loss"],
+        setting(fields, stage, "loss"),
         max_chunks=stage.get("max_chunks", 1),
         row_chunks=stage.get("row_chunks", 1),
         l1=fields["l1"],
         dtype=fields["dtype"],
         remat=fields.get("remat", "none"),
         neftune=fields.get("neftune", 0.0),
-        focus=fields.get("focus", 0.0),
+        focus=setting(fields, stage, "focus"),
     )

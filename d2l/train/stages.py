@@ -11,6 +11,8 @@ from d2l.hypernet.chunk import Chunking
 
 # What every stage says.
 COMMON = ("order", "steps", "warmup", "final", "lr_factor")
+# What a stage may say in place of the config, with what both stand for where neither says it.
+OWN = {"loss": "ce", "focus": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +48,14 @@ def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The stages of a config in their order, each with its learning rate.
 
     A stage with `data` trains on records (`StoredStage` and `Shapes` say its fields), any other on needles
-    (`NeedleStage`).
+    (`NeedleStage`); each may have a `loss` and a `focus` of its own.
 
     Raises:
       UserError: a stage lacks a field, or has one that does not exist.
     """
     for name, stage in fields["stages"].items():
         kinds = (StoredStage, Shapes) if "data" in stage else (NeedleStage,)
-        known = {*COMMON, *(field for kind in kinds for field in _fields(kind))} - {"shapes"}
+        known = {*COMMON, *OWN, *(field for kind in kinds for field in _fields(kind))} - {"shapes"}
         needed = {*COMMON, *(field for kind in kinds for field in _fields(kind, needed=True))} - {"shapes"}
         if unknown := set(stage) - known:
             raise UserError(f"stage {name} has the unknown fields {sorted(unknown)}: known are {sorted(known)}.")
@@ -61,6 +63,11 @@ def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise UserError(f"stage {name} lacks {sorted(missing)}: add them to the config.")
     stages = sorted(fields["stages"].values(), key=lambda stage: stage["order"])
     return [dict(stage) | {"lr": fields["lr"] * stage["lr_factor"]} for stage in stages]
+
+
+def setting(fields: Mapping[str, Any], stage: Mapping[str, Any], name: str) -> Any:
+    """A name of `OWN` for a stage: its own setting, else the config's."""
+    return stage.get(name, fields.get(name, OWN[name]))
 
 
 def needle_stage(stage: Mapping[str, Any], **changes: Any) -> NeedleStage:

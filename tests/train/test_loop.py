@@ -337,3 +337,13 @@ def test_unwritable_workdir(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         loop.train(config, tmp_path / "file" / "w")
+
+
+def test_a_stage_may_have_a_loss_of_its_own(config, tmp_path):
+    """The second stage is distilled from the target with the document in its prompt, in one run with the first."""
+    config.stages["two"] = config.stages["two"].to_dict() | {"loss": "kl", "focus": 0.5}
+    loop.train(config, tmp_path)
+    one, two = rows(tmp_path)[:3], rows(tmp_path)[3:]
+    assert two and not any("kl" in row for row in one) and all("kl" in row for row in two)
+    assert all(row["loss"] == row["ce"] for row in one)
+    assert all(row["loss"] not in (row["ce"], row["kl"]) for row in two)
