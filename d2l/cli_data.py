@@ -16,6 +16,7 @@ from typing import Any
 from d2l.cli_options import read_lengths, target_tokenizer
 from d2l.errors import UserError
 
+ANSWER_FORMS = "value; sentence; continued, which trains on a sentence from its value on"
 SPLITS = ("train", "validation", "test")
 
 
@@ -51,9 +52,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--queries", type=int, help="most questions about a page (default: all)")
     sub.add_argument("--kinds", help="of questions, as fact,who,multi_hop,contradiction (default: all)")
     sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
-    sub.add_argument(
-        "--answers", default="value", help="value; sentence; continued, which trains on a sentence from its value on"
-    )
+    sub.add_argument("--answers", default="value", help=ANSWER_FORMS)
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("ruler", ruler, "the needle tasks of RULER: keys, values and haystacks of several kinds")
@@ -63,6 +62,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--lengths", default="32-256", help="tokens, as 32-256")
     sub.add_argument("--needles", help="keys with a value, as 1-8, instead of the tasks' own number")
     sub.add_argument("--queries", type=int, default=1, help="most questions about a document, for training")
+    sub.add_argument("--answers", default="value", help=f"{ANSWER_FORMS}; no question asks for values alone then")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("qa", qa, "a published question-answering set", tokens=False)
@@ -154,7 +154,7 @@ def ruler(args: argparse.Namespace) -> None:
     ((low, high),) = read_lengths(args.lengths, one=True)
     tokenizer = target_tokenizer(args.target)
     needles = None if args.needles is None else read_lengths(args.needles, one=True)[0]
-    options = {"needles": needles, "queries": args.queries}
+    options = {"needles": needles, "queries": args.queries, "answers": args.answers, "short": args.answers == "value"}
     items = itertools.product(range(args.samples), args.tasks.split(","))
     make = functools.partial(ruler_at, tokenizer=tokenizer, min_tokens=low, max_tokens=high, **options)
     _write(args, (make(task, args.split, args.seed, index) for index, task in items))

@@ -7,6 +7,8 @@ import numpy as np
 
 from d2l.errors import UserError
 
+# How generated sets may put an answer: alone; in a sentence; from its place in such a sentence on (`Query.start`).
+ANSWERS = ("value", "sentence", "continued")
 OPTIONAL = ("kind", "start")  # fields of a query that its JSON may lack
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from d2l.data.background import sentences_of, surround
 from d2l.data.niah import NOISE
-from d2l.data.record import Query, Record
+from d2l.data.record import ANSWERS, Query, Record
 from d2l.data.split import draw
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
@@ -100,6 +100,8 @@ def ruler_at(
     *,
     needles: tuple[int, int] | None = None,
     queries: int = 1,
+    answers: str = "value",
+    short: bool = True,
 ) -> Record:
     """Item `index` of a task, split and seed: a pure function of all arguments.
 
@@ -110,15 +112,20 @@ def ruler_at(
     Args:
       needles: at least and at most so many keys have a value, instead of the task's number; drawn uniformly.
       queries: most questions about a document, each about other keys. A task has one; training learns from more.
+      answers: one of `ANSWERS`: the values alone; a sentence that names the keys before them, as the answers do that
+        RULER itself begins; or such a sentence `continued` from the values on, its beginning being the query's `start`.
+      short: end questions in a line that asks for the values alone.
 
     Raises:
-      UserError: an unknown task or split, too few needles, or a range that cannot hold them.
+      UserError: an unknown task, split or form of answers, too few needles, or a range that cannot hold them.
     """
     if task not in TASKS:
         raise UserError(f"RULER has no task {task!r} here: give one of {', '.join(TASKS)}.")
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     spec = TASKS[task]
+    if answers not in ANSWERS:
+        raise UserError(f"answers are {answers!r}: give one of {', '.join(ANSWERS)}.")
     rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
     used: set[str] = set()
     low, high = needles or (spec.needles, spec.needles)
@@ -138,15 +145,32 @@ def ruler_at(
     for first in range(0, min(queries * spec.asked, count - spec.asked + 1), spec.asked):
         asked = keys[first : first + spec.asked]
         wanted = [value for key in asked for value in sorted(values[key], key=document.index)]
-        questions.append(Query(_question(kind, asked, len(wanted)), (", ".join(wanted),), task))
+        query = Query(_question(kind, asked, len(wanted), short), (", ".join(wanted),), task)
+        questions.append(query if answers == "value" else _told(query, kind, asked, len(wanted), answers))
     return Record(f"{task}-{seed}-{index}", document, tuple(questions), "ruler", split)
 
 
-def _question(kind: str, asked: list[str], count: int) -> str:
-    keys = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])} and {asked[-1]}"
+def _question(kind: str, asked: list[str], count: int, short: bool) -> str:
     if count == 1:
-        return f"What is the special magic {kind} for {keys}? Reply with only the {kind}."
-    return f"What are all the special magic {kind}s for {keys}? Reply with only the {kind}s, separated by commas."
+        instruction = f" Reply with only the {kind}." if short else ""
+        return f"What is the special magic {kind} for {_listed(asked)}?{instruction}"
+    instruction = f" Reply with only the {kind}s, separated by commas." if short else ""
+    return f"What are all the special magic {kind}s for {_listed(asked)}?{instruction}"
+
+
+def _told(query: Query, kind: str, asked: list[str], count: int, form: str) -> Query:
+    """The query with its answer in a sentence."""
+    verb = "is" if count == 1 else "are"
+    start, values = f"The special magic {kind}{'s' * (count > 1)} for {_listed(asked)} {verb}:", f" {query.answers[0]}."
+    return (
+        query._replace(answers=(start + values,))
+        if form == "sentence"
+        else query._replace(answers=(values,), start=start)
+    )
+
+
+def _listed(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
 
 
 def _background(rng: np.random.Generator, spec: Task, split: str, used: set[str]) -> Callable[[int], str]:

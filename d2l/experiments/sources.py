@@ -44,10 +44,11 @@ def ruler(
     split: str = "test",
     seed: int = 0,
     tokens: tuple[int, int] = (32, 256),
+    short: bool = True,
 ) -> Iterator[Record]:
-    """One of RULER's needle tasks."""
+    """One of RULER's needle tasks; `short` questions ask for the values alone."""
     for index in itertools.count():
-        yield ruler_at(task, split, seed, index, tokenizer, *tokens)
+        yield ruler_at(task, split, seed, index, tokenizer, *tokens, short=short)
 
 
 def published(name: str) -> Callable[..., Iterator[Record]]:

@@ -28,7 +28,7 @@ def test_answers_stand_in_the_document(task, tokenizer):
     for index in range(12):
         record = ruler_at(task, "test", 0, index, tokenizer, low, high)
         lengths.append(len(tokenizer.encode(record.context)))
-        ((question, (answer,), kind, _),) = record.queries
+        ((question, (answer,), kind, *_),) = record.queries
         facts = [m.groups()[1:] for m in FACT.finditer(record.context)]
         asked = [key for key, _ in facts if re.search(rf"(?<![\w-]){key}(?![\w-])", question)]
         assert len(set(asked)) == spec.asked and kind == task
@@ -91,6 +91,26 @@ def test_documents_to_train_on_have_several_needles_and_questions(tokenizer):
         ruler_at("multiquery", "train", 0, 0, tokenizer, 0, 300, needles=(2, 5))
     with pytest.raises(UserError, match="with 1 to 1 needles and 0 questions"):
         ruler_at("single_1", "train", 0, 0, tokenizer, 0, 300, queries=0)
+
+
+@pytest.mark.parametrize("task", ["single_3", "multikey_1", "multiquery"])
+def test_answers_in_sentences(task, tokenizer):
+    """The same documents and keys; the sentence names every key before the values, and `continued` is cut between."""
+    for index in range(5):
+        options = {"needles": (4, 8), "queries": 2}
+        plain, told, rest = (
+            ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers=form, short=form == "value", **options)
+            for form in ("value", "sentence", "continued")
+        )
+        assert plain.context == told.context == rest.context and len(plain.queries) == 2 > 1 * (task == "multiquery")
+        for short, long, cut in zip(plain.queries, told.queries, rest.queries, strict=True):
+            assert "Reply with only" in short.question and "Reply" not in long.question == cut.question
+            assert cut.start + cut.answers[0] == long.answers[0] and cut.answers[0] == f" {short.answers[0]}."
+            assert not any(value in cut.start for value in short.answers[0].split(", ")) and cut.start.endswith(":")
+            key = re.search(r"for (\S+?)[,?]? ", f"{short.question} ")[1]
+            assert key in cut.start
+    with pytest.raises(UserError, match="answers are 'all'"):
+        ruler_at(task, "train", 0, 0, tokenizer, 400, 900, answers="all")
 
 
 def test_the_command_and_the_evaluation_give_the_same(tmp_path, tokenizer):

@@ -14,8 +14,8 @@ import numpy as np
 from d2l.data.biographies.lives import draw_lives
 from d2l.data.biographies.names import SPLITS, draw_people, num_people, person_at
 from d2l.data.biographies.paragraph import Statement, make_paragraph
-from d2l.data.biographies.questions import ANSWERS, make_queries
-from d2l.data.record import Record
+from d2l.data.biographies.questions import make_queries
+from d2l.data.record import ANSWERS, Record
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 

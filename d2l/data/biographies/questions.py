@@ -9,7 +9,6 @@ from d2l.data.biographies.lives import ENTITIES, FACTS, Lives
 from d2l.data.biographies.paragraph import Statement, named_as, pick, sentence, with_article
 from d2l.data.record import Query
 
-ANSWERS = ("value", "sentence", "continued")
 KINDS = ("fact", "who", "multi_hop", "contradiction")
 # Questions over one relation, as `What is the occupation of NAME's spouse?`
 HOPS_A_RELATION = 3
