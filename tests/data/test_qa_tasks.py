@@ -128,7 +128,7 @@ def test_stories_give_their_answers(task, tokenizer):
     for index in range(150):
         record = babilong_at(task, 0, index, BACKGROUND, tokenizer, 300, 800)
         lengths.append(len(tokenizer.encode(record.context)))
-        ((question, (answer,), kind, _),) = record.queries
+        ((question, (answer,), kind, *_),) = record.queries
         assert retell(record.context, question) == answer and kind == task
         answers.append(answer)
     assert max(lengths) <= 800 and min(lengths) > 250 and max(lengths) - min(lengths) > 400

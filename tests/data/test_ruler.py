@@ -102,7 +102,7 @@ def test_answers_in_sentences(task, tokenizer):
             ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers=form, short=form == "value", **options)
             for form in ("value", "sentence", "continued")
         )
-        assert plain.context == told.context == rest.context and len(plain.queries) == 2 > 1 * (task == "multiquery")
+        assert plain.context == told.context == rest.context and plain.queries
         for short, long, cut in zip(plain.queries, told.queries, rest.queries, strict=True):
             assert "Reply with only" in short.question and "Reply" not in long.question == cut.question
             assert cut.start + cut.answers[0] == long.answers[0] and cut.answers[0] == f" {short.answers[0]}."
