@@ -161,12 +161,11 @@ def _question(kind: str, asked: list[str], count: int, short: bool) -> str:
 def _told(query: Query, kind: str, asked: list[str], count: int, form: str) -> Query:
     """The query with its answer in a sentence."""
     verb = "is" if count == 1 else "are"
-    start, values = f"The special magic {kind}{'s' * (count > 1)} for {_listed(asked)} {verb}:", f" {query.answers[0]}."
-    return (
-        query._replace(answers=(start + values,))
-        if form == "sentence"
-        else query._replace(answers=(values,), start=start)
-    )
+    start = f"The special magic {kind}{'s' * (count > 1)} for {_listed(asked)} {verb}:"
+    values = f" {query.answers[0]}."
+    if form == "sentence":
+        return query._replace(answers=(start + values,))
+    return query._replace(answers=(values,), start=start)
 
 
 def _listed(keys: list[str]) -> str:
