@@ -13,6 +13,8 @@ from d2l.errors import UserError
 from d2l.hypernet.chunk import split_into, split_sentences
 from d2l.target.tokenizer import Tokenizer
 
+NEVER = -1e9  # log-probability; times its probability of 0 it is 0
+
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
@@ -21,7 +23,9 @@ class ExampleMaker:
     Attributes:
       min_chunk_len, max_chunk_len, max_chunks: how documents are cut (`draw_num_chunks`).
       chunk_at: `sentences` to cut where these end (`split_sentences`), unless that makes more than `max_chunks`.
-      stored_teacher: train on the answers and log-probabilities that the records store; else on the first reference.
+      stored_teacher: of so many tokens; train on the answers and log-probabilities that the records store, 0: on the
+        first reference.
+      references: where a query stores no teacher, its first reference is one that is sure of each token.
       teacher_prompts: make the prompts from which the step computes the teacher, on the answers that it gave itself
         where the records store them.
     """
@@ -32,7 +36,8 @@ class ExampleMaker:
     max_chunks: int
     min_chunk_len: int = 1
     chunk_at: str = "tokens"
-    stored_teacher: bool = False
+    stored_teacher: int = 0
+    references: bool = False
     teacher_prompts: bool = False
 
     def __call__(self, position: int, record: Record) -> Example:
@@ -43,20 +48,17 @@ class ExampleMaker:
         """
         where = f"record {record.id!r} of {record.source} ({record.split})"
         ids, starts = self.tokenizer.encode_sentences(record.context)
-        queries = [q for q in record.queries if (q.teacher is not None if self.stored_teacher else q.answers)]
+        told = self.references or not self.stored_teacher
+        queries = [q for q in record.queries if (told and q.answers) or (self.stored_teacher and q.teacher is not None)]
         if not ids or not queries:
-            what = (
-                "an empty document"
-                if not ids
-                else f"no query with {'a teacher' if self.stored_teacher else 'an answer'}"
-            )
+            what = "an empty document" if not ids else f"no query with {'an answer' if told else 'a teacher'}"
             raise UserError(f"{where} has {what}: leave it out of what is trained on.")
         rng = np.random.default_rng((self.seed, position))
         count = draw_num_chunks(rng, len(ids), self.min_chunk_len, self.max_chunk_len, self.max_chunks)
         chunks = split_sentences(ids, starts, self.max_chunk_len, count) if self.chunk_at == "sentences" else []
         if not 0 < len(chunks) <= self.max_chunks:
             chunks = split_into(ids, count)
-        asked = [(q.question, "" if self.stored_teacher else q.answers[0]) for q in queries]
+        asked = [(q.question, q.answers[0] if q.answers else "") for q in queries]
         example = make_example(
             chunks, asked, self.tokenizer, starts=[q.start for q in queries], teacher=self.teacher_prompts
         )
@@ -65,7 +67,12 @@ class ExampleMaker:
 
     def _taught(self, made: Asked, teacher: Teacher | None) -> Asked:
         """The query with what the teacher said, and with its probabilities where these are wanted."""
-        if teacher is None or not (self.stored_teacher or self.teacher_prompts):
+        if teacher is not None and (self.stored_teacher or self.teacher_prompts):
+            stored = (teacher.tokens, teacher.logp) if self.stored_teacher else None
+            return dataclasses.replace(made, response=teacher.response.tolist(), teacher=stored)
+        if not self.stored_teacher:
             return made
-        stored = (teacher.tokens, teacher.logp) if self.stored_teacher else None
-        return dataclasses.replace(made, response=teacher.response.tolist(), teacher=stored)
+        tokens = np.zeros((len(made.response), self.stored_teacher), np.int32)
+        logp = np.full(tokens.shape, NEVER, np.float32)
+        tokens[:, 0], logp[:, 0] = made.response, 0.0
+        return dataclasses.replace(made, teacher=(tokens, logp))

@@ -147,10 +147,12 @@ class StoredFeed:
             )
         sources = open_sources(stage.data)
         for name, (shards, _) in sources.items():
-            if shapes.teacher_top_k and shards.teacher != target.weights_hash:
+            allowed = {target.weights_hash} | ({None} if stage.references else set())
+            if shapes.teacher_top_k and shards.teacher not in allowed:
                 raise UserError(
                     f"the source {name} stores {'answers of another target' if shards.teacher else 'no teacher'}, this "
-                    f"run's target is {target.weights_hash}: generate the data with it, or use teacher_rows."
+                    f"run's target is {target.weights_hash}: generate the data with it, or set teacher_rows (or "
+                    "references, to learn reference answers as they stand)."
                 )
         maker = ExampleMaker(
             target.tokenizer,
@@ -159,7 +161,8 @@ class StoredFeed:
             shapes.max_chunks,
             stage.min_chunk_len,
             chunk_at=stage.chunk_at,
-            stored_teacher=bool(shapes.teacher_top_k),
+            stored_teacher=shapes.teacher_top_k,
+            references=stage.references,
             teacher_prompts=bool(shapes.teacher_rows),
         )
         self._examples = mixture(list(sources.values()), seed).map_with_index(maker)

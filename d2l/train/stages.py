@@ -23,6 +23,7 @@ class StoredStage:
       data: `{name: {"path": folder, "weight": share}}`.
       min_chunk_len, max_chunk_len, chunk_at: how documents are cut, in at most `shapes.max_chunks` (`ExampleMaker`).
       shapes: of one group.
+      references: in a stage of stored teachers, learn the reference answers of records that store none as they stand.
       window: examples that wait for a place in a pack.
     """
 
@@ -31,6 +32,7 @@ class StoredStage:
     shapes: Shapes
     min_chunk_len: int = 1
     chunk_at: str = "tokens"
+    references: bool = False
     window: int = 0
 
     def __post_init__(self):

@@ -1,6 +1,7 @@
 """The input's order and packs: none twice, none lost, and the same whoever makes them and wherever one goes on."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -174,13 +175,21 @@ def test_examples_larger_than_a_pack_are_left_out_and_told(tokenizer, tmp_path, 
 def test_a_stored_teacher_is_what_is_trained_on(tokenizer):
     plain = next(documents(1))
     response = [7, 8, 9]
-    maker = ExampleMaker(tokenizer, 0, max_chunk_len=100, max_chunks=4, stored_teacher=True)
+    maker = ExampleMaker(tokenizer, 0, max_chunk_len=100, max_chunks=4, stored_teacher=3)
     for query, source in zip(maker(0, taught := with_teacher(plain, response)).queries, taught.queries, strict=True):
         assert query.response == response
         np.testing.assert_array_equal(query.teacher[0], source.teacher.tokens)
         np.testing.assert_array_equal(query.teacher[1], source.teacher.logp)
     with pytest.raises(UserError, match="no query with a teacher"):
         maker(0, plain)
+    # References as they stand: sure of every token, and next to stored ones in one data set.
+    both = dataclasses.replace(maker, references=True)
+    assert [q.response for q in both(0, taught).queries] == [response] * len(taught.queries)
+    for made, source in zip(both(0, plain).queries, plain.queries, strict=True):
+        assert made.response == [*tokenizer.encode(source.answers[0]), tokenizer.eos_ids[0]]
+        tokens, logp = made.teacher
+        assert tokens.shape == logp.shape == (len(made.response), 3) and tokens[:, 0].tolist() == made.response
+        np.testing.assert_array_equal(np.exp(logp), [[1, 0, 0]] * len(made.response))
     # A step that computes the teacher does so on what it said, and on the reference where nothing is stored.
     live = ExampleMaker(tokenizer, 0, max_chunk_len=100, max_chunks=4, teacher_prompts=True)
     assert all(

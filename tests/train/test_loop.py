@@ -236,6 +236,22 @@ def test_a_killed_run_on_records_goes_on_with_the_very_next_example(target_folde
     assert [row["loss"] for row in rows(tmp_path / "killed")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
+def test_references_are_learned_as_they_stand_where_no_teacher_is_stored(target_folder, tmp_path):
+    """The KL to a teacher that is sure of every token is the cross-entropy; stored teachers may stand beside."""
+    plain, taught = tmp_path / "plain", tmp_path / "taught"
+    write_records(plain, [record(i) for i in range(12)])
+    records = (with_teacher(record(i), [5, 6, 7]) for i in range(12))
+    write_records(taught, records, teacher=load_target(target_folder).weights_hash)
+    config = records_config(target_folder, plain).unlock()
+    config.stages["one"] = config.stages["one"].to_dict() | {"references": True}
+    loop.train(config, tmp_path / "a")
+    assert all(row["kl"] == pytest.approx(row["ce"], rel=1e-5) for row in rows(tmp_path / "a"))
+    data = {path.name: {"path": str(path), "weight": 0.5} for path in (plain, taught)}
+    config.stages["one"] = config.stages["one"].to_dict() | {"data": data}
+    loop.train(config, tmp_path / "b")
+    assert all(abs(row["kl"] - row["ce"]) > 1e-3 for row in rows(tmp_path / "b"))
+
+
 def test_what_does_not_fit_the_target_is_told_before_the_first_step(target_folder, tmp_path):
     write_records(tmp_path / "r", [record(i) for i in range(4)])
     config = records_config(target_folder, tmp_path / "r").unlock()
