@@ -1,15 +1,16 @@
-"""Pages about people who do not exist on SmolLM2-135M-Instruct: the facts first, by cross-entropy on their answers.
+"""Pages about people who do not exist on SmolLM2-135M-Instruct: facts first, then what the target says of them.
 
-A hypernetwork of 39M parameters whose rows also copy from the document (`d2l/hypernet/copies.py`) reads a page and
-learns to make the target give the short answers that are known from making it; nothing has to be generated before, so
-no page comes twice. Pages of one to six facts, half of the questions for the person; then mostly questions for facts.
-The launcher makes the data, trains and evaluates:
+A hypernetwork of 39M parameters whose rows also copy from the document (`d2l/hypernet/copies.py`) reads a page. Stages:
+short answers, half of them the person's name, then mostly other facts; then the target's own answers, with the page in
+its prompt (KL); then these together with sentences that are given up to what is asked for, so that all of the loss is
+on what the page alone tells. The launcher makes the data, trains and evaluates:
 
     launch/smollm2_pages.sh
     d2l train --config configs/smollm2_pages.py --workdir runs/smollm2_pages
 
-Two CPU cores alone, without AMX: 12.5 s an update, 42 minutes, 14 GB. What is shipped came by nearly these stages, with
-a restart between them; in one go this has not run yet (its card). Useful override: --config.checkpoint_every=10
+Two CPU cores alone, without AMX: 12.5 to 18 s an update, 100 minutes, 14 GB. What is shipped came by nearly these
+stages, with restarts between them; in one go this has not run yet (its card). Useful override:
+--config.checkpoint_every=10
 """
 
 import ml_collections
@@ -21,13 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = niah_smollm2.get_config()
     config.hypernet.update({"row_gate": True, "copy_size": 64, "layer_idx": 10})
     config.lr_multipliers.update({"gate": 30.0, "copies": 4.0, "scaler_copy": 0.3})
-    config.update({"max_chunk_len": 128, "chunk_at": "sentences"})
-    stage = {
-        "warmup": 10,
-        "final": 1.0,
-        "lr_factor": 1.0,
-        "max_chunk_len": 100,
-        "chunk_at": "sentences",
+    config.update({"max_chunk_len": 100, "chunk_at": "sentences"})
+    stage = {"warmup": 10, "final": 1.0, "lr_factor": 1.0, "max_chunk_len": 100, "chunk_at": "sentences"}
+    short = stage | {
         # One pack: 1,536 positions of documents, 2,000 of questions with their answers.
         "contexts": 26,
         "chunks": 26,
@@ -39,10 +36,19 @@ def get_config() -> ml_collections.ConfigDict:
         "row_contexts": 12,
         "responses": 360,
     }
+    said = {"path": "data/pages_said"}
+    taught = stage | {
+        "loss": "kl",
+        "teacher_top_k": 16,
+        "final": 0.05,
+        "min_chunk_len": 24,
+        "max_chunks": 3,
+        "chunks": 30,
+    }
     config.stages = ml_collections.ConfigDict(
         {
-            "names": stage | {"order": 0, "steps": 90, "data": {"pages": {"path": "data/pages_72", "weight": 1.0}}},
-            "facts": stage
+            "names": short | {"order": 0, "steps": 90, "data": {"pages": {"path": "data/pages_72", "weight": 1.0}}},
+            "facts": short
             | {
                 "order": 1,
                 "steps": 110,
@@ -50,6 +56,43 @@ def get_config() -> ml_collections.ConfigDict:
                     "few": {"path": "data/facts_48", "weight": 0.65},
                     "more": {"path": "data/facts_96", "weight": 0.35},
                 },
+            },
+            "said": taught
+            | {
+                "order": 2,
+                "steps": 130,
+                "final": 0.1,
+                "max_chunk_len": 120,
+                "data": {"said": said | {"weight": 1.0}},
+                # One pack: 2,200 positions of documents, 2,640 of questions with their answers.
+                "contexts": 18,
+                "ctx_rows": 5,
+                "ctx_tokens": 440,
+                "row_chunks": 8,
+                "query_rows": 6,
+                "query_tokens": 440,
+                "row_contexts": 10,
+                "responses": 960,
+            },
+            "both": taught
+            | {
+                "order": 3,
+                "steps": 70,
+                "references": True,
+                "data": {
+                    "few": {"path": "data/continued_64", "weight": 0.4},
+                    "more": {"path": "data/continued_120", "weight": 0.2},
+                    "said": said | {"weight": 0.4},
+                },
+                # One pack: 1,760 positions of documents, 2,200 of questions with their answers.
+                "contexts": 20,
+                "ctx_rows": 4,
+                "ctx_tokens": 440,
+                "row_chunks": 9,
+                "query_rows": 5,
+                "query_tokens": 440,
+                "row_contexts": 10,
+                "responses": 600,
             },
         }
     )
