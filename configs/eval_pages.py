@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "short": pages | {"documents": 20, "queries": 2, "tokens": (12, 72)},
             "middle": pages | {"documents": 10, "queries": 2, "tokens": (72, 144)},
+            "long": pages | {"documents": 8, "queries": 2, "tokens": (192, 384)},
             "unrelated": pages | {"kind": "interference", "documents": 6, "queries": 2, "tokens": (12, 72)},
         }
     )

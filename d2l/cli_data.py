@@ -16,7 +16,7 @@ from typing import Any
 from d2l.cli_options import read_lengths, target_tokenizer
 from d2l.errors import UserError
 
-ANSWER_FORMS = "value; sentence; continued, which trains on a sentence from its value on"
+ANSWER_FORMS = "value; spaced, tokens as in a text; sentence; continued, which trains on a sentence from its value on"
 SPLITS = ("train", "validation", "test")
 
 

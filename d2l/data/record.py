@@ -7,8 +7,9 @@ import numpy as np
 
 from d2l.errors import UserError
 
-# How generated sets may put an answer: alone; in a sentence; from its place in such a sentence on (`Query.start`).
-ANSWERS = ("value", "sentence", "continued")
+# How generated sets may put an answer: alone; with the space before it that it has within a text, so that its tokens
+# are those of the document; in a sentence; from its place in such a sentence on (`Query.start`).
+ANSWERS = ("value", "spaced", "sentence", "continued")
 OPTIONAL = ("kind", "start")  # fields of a query that its JSON may lack
 
 

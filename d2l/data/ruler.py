@@ -112,8 +112,9 @@ def ruler_at(
     Args:
       needles: at least and at most so many keys have a value, instead of the task's number; drawn uniformly.
       queries: most questions about a document, each about other keys. A task has one; training learns from more.
-      answers: one of `ANSWERS`: the values alone; a sentence that names the keys before them, as the answers do that
-        RULER itself begins; or such a sentence `continued` from the values on, its beginning being the query's `start`.
+      answers: one of `ANSWERS`: the values alone, or `spaced`; a sentence that names the keys before them, as the
+        answers do that RULER itself begins; or such a sentence `continued` from the values on, its beginning being the
+        query's `start`.
       short: end questions in a line that asks for the values alone.
 
     Raises:
@@ -163,6 +164,8 @@ def _told(query: Query, kind: str, asked: list[str], count: int, form: str) -> Q
     verb = "is" if count == 1 else "are"
     start = f"The special magic {kind}{'s' * (count > 1)} for {_listed(asked)} {verb}:"
     values = f" {query.answers[0]}."
+    if form == "spaced":
+        return query._replace(answers=(values[:-1],))
     if form == "sentence":
         return query._replace(answers=(start + values,))
     return query._replace(answers=(values,), start=start)

@@ -110,6 +110,12 @@ def test_answers_in_sentences_name_the_value_and_the_person(pages, words, form):
     assert min(checked.values()) > 50 and 0.4 < framed / checked.total() < 0.75
 
 
+def test_spaced_answers_are_the_values_after_a_space(pages, words):
+    spaced = biographies("train", 0, 50, words, 64, 1000, answers="spaced")
+    for plain, record in zip(pages["train"][:50], spaced, strict=True):
+        assert [(q.question, (f" {q.answers[0]}",), q.kind) for q in plain.queries] == [q[:3] for q in record.queries]
+
+
 def test_splits_share_no_people_places_or_phrasings(pages):
     people = {split: {person(split, i).name for i in range(num_people(split))} for split in SPLITS}
     firsts = {split: {name.split()[0] for name in names} for split, names in people.items()}

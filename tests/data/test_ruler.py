@@ -109,6 +109,8 @@ def test_answers_in_sentences(task, tokenizer):
             assert not any(value in cut.start for value in short.answers[0].split(", ")) and cut.start.endswith(":")
             key = re.search(r"for (\S+?)[,?]? ", f"{short.question} ")[1]
             assert key in cut.start
+    spaced = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="spaced", **options)
+    assert [q.answers[0] for q in spaced.queries] == [f" {q.answers[0]}" for q in plain.queries]
     with pytest.raises(UserError, match="answers are 'all'"):
         ruler_at(task, "train", 0, 0, tokenizer, 400, 900, answers="all")
 

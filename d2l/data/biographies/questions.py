@@ -24,8 +24,8 @@ def make_queries(
     """Everything that can be asked about the statements of a page: one phrasing of each question.
 
     Args:
-      answers: one of `ANSWERS`: the value alone; a sentence with it, half of the time in one of `FRAMES`; or such a
-        sentence `continued` from its value on, what stands before being the query's `start`.
+      answers: one of `ANSWERS`: the value alone, or `spaced`; a sentence with it, half of the time in one of `FRAMES`;
+        or such a sentence `continued` from its value on, what stands before being the query's `start`.
     """
 
     def ask(fact: Fact, number: int, about: str, kind: str, named: dict[str, str]) -> Query:
@@ -38,6 +38,8 @@ def make_queries(
     def say(query: Query, fact: Fact | None, drawn: tuple[str, str], named: dict[str, str]) -> Query:
         """The query with its answer in a sentence, which with `continued` has something before the answer."""
         (value,) = query.answers
+        if answers == "spaced":
+            return query._replace(answers=(f" {value}",))
         told = sentence(rng, split, fact, drawn, named) if fact and rng.random() < 0.5 else ""
         if not told or (answers == "continued" and told.find(value) < 1):
             told = FRAMES[rng.integers(len(FRAMES))].format(value)
