@@ -8,7 +8,7 @@ tells; these and short answers, also about longer pages. The launcher makes the 
     launch/smollm2_pages.sh
     d2l train --config configs/smollm2_pages.py --workdir runs/smollm2_pages
 
-Two CPU cores alone, without AMX: 12.5 to 18 s an update, 105 minutes, 14 GB. What is shipped came by nearly these
+Two CPU cores alone, without AMX: 12.5 to 18 s an update, 2 hours, 14 GB. What is shipped came by nearly these
 stages, with restarts between them; in one go this has not run yet (its card). Useful override:
 --config.checkpoint_every=10
 """
@@ -94,7 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
             "answers": long
             | {
                 "order": 4,
-                "steps": 44,
+                "steps": 100,
                 "final": 0.03,
                 "data": {
                     "short": {"path": "data/spaced_72", "weight": 0.35},
