@@ -62,7 +62,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--lengths", default="32-256", help="tokens, as 32-256")
     sub.add_argument("--needles", help="keys with a value, as 1-8, instead of the tasks' own number")
     sub.add_argument("--queries", type=int, default=1, help="most questions about a document, for training")
-    sub.add_argument("--answers", default="value", help=f"{ANSWER_FORMS}; no question asks for values alone then")
+    sub.add_argument(
+        "--answers", default="value", help=f"{ANSWER_FORMS}; questions ask for values alone with the first two"
+    )
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("qa", qa, "a published question-answering set", tokens=False)
@@ -154,7 +156,12 @@ def ruler(args: argparse.Namespace) -> None:
     ((low, high),) = read_lengths(args.lengths, one=True)
     tokenizer = target_tokenizer(args.target)
     needles = None if args.needles is None else read_lengths(args.needles, one=True)[0]
-    options = {"needles": needles, "queries": args.queries, "answers": args.answers, "short": args.answers == "value"}
+    options = {
+        "needles": needles,
+        "queries": args.queries,
+        "answers": args.answers,
+        "short": args.answers in ("value", "spaced"),
+    }
     items = itertools.product(range(args.samples), args.tasks.split(","))
     make = functools.partial(ruler_at, tokenizer=tokenizer, min_tokens=low, max_tokens=high, **options)
     _write(args, (make(task, args.split, args.seed, index) for index, task in items))

@@ -13,6 +13,12 @@ ANSWERS = ("value", "spaced", "sentence", "continued")
 OPTIONAL = ("kind", "start")  # fields of a query that its JSON may lack
 
 
+def check_answers(form: str) -> None:
+    """Raise a `UserError` where `form` is none of `ANSWERS`."""
+    if form not in ANSWERS:
+        raise UserError(f"answers are {form!r}: give one of {', '.join(ANSWERS)}.")
+
+
 class Teacher(NamedTuple):
     """What the target itself answered with the document in its prompt, stored ahead (SPEC 5).
 

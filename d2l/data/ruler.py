@@ -24,7 +24,7 @@ import numpy as np
 
 from d2l.data.background import sentences_of, surround
 from d2l.data.niah import NOISE
-from d2l.data.record import ANSWERS, Query, Record
+from d2l.data.record import Query, Record, check_answers
 from d2l.data.split import draw
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
@@ -125,8 +125,7 @@ def ruler_at(
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     spec = TASKS[task]
-    if answers not in ANSWERS:
-        raise UserError(f"answers are {answers!r}: give one of {', '.join(ANSWERS)}.")
+    check_answers(answers)
     rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
     used: set[str] = set()
     low, high = needles or (spec.needles, spec.needles)

@@ -11,8 +11,7 @@ from d2l.hypernet.chunk import Chunking
 
 # What every stage says.
 COMMON = ("order", "steps", "warmup", "final", "lr_factor")
-# What a stage may say in place of the config, with what both stand for where neither says it.
-OWN = {"loss": "ce", "focus": 0.0}
+OWN = ("loss", "focus")  # what a stage may say in place of the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,8 @@ class StoredStage:
 
     def __post_init__(self):
         Chunking(self.max_chunk_len, chunk_at=self.chunk_at)  # raises where they cannot be used
+        if self.references and not self.shapes.teacher_top_k:
+            raise UserError("references stand beside stored teachers: set teacher_top_k, or leave references out.")
 
     @classmethod
     def of(cls, stage: Mapping[str, Any]) -> "StoredStage":
@@ -69,7 +70,7 @@ def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def setting(fields: Mapping[str, Any], stage: Mapping[str, Any], name: str) -> Any:
     """A name of `OWN` for a stage: its own setting, else the config's."""
-    return stage.get(name, fields.get(name, OWN[name]))
+    return ({"focus": 0.0} | dict(fields) | dict(stage))[name]
 
 
 def needle_stage(stage: Mapping[str, Any], **changes: Any) -> NeedleStage:

@@ -20,7 +20,7 @@ from d2l.train import loop
 from d2l.train.checkpoint import Checkpoints
 from d2l.train.chips import CHIPS
 from d2l.train.product import export_checkpoint
-from d2l.train.stages import read_stages
+from d2l.train.stages import StoredStage, read_stages
 from tests.data.test_input import record, with_teacher
 
 STAGE = {"warmup": 1, "final": 0.3, "lr_factor": 1.0, "max_chunk_len": 24, "min_tokens": 0, "contexts": 2}
@@ -260,6 +260,8 @@ def test_what_does_not_fit_the_target_is_told_before_the_first_step(target_folde
     config.stages.one.max_chunk_len = 200
     with pytest.raises(UserError, match="do not fit into rows of 96"):
         loop.train(config, tmp_path / "b")
+    with pytest.raises(UserError, match="references stand beside stored teachers"):
+        StoredStage.of(config.stages.one.to_dict() | {"references": True, "teacher_top_k": 0})
     config.loss = "ce"
     with pytest.raises(UserError, match="ce neither"):
         loop.train(config, tmp_path / "c")

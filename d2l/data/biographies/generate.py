@@ -15,7 +15,7 @@ from d2l.data.biographies.lives import draw_lives
 from d2l.data.biographies.names import SPLITS, draw_people, num_people, person_at
 from d2l.data.biographies.paragraph import Statement, make_paragraph
 from d2l.data.biographies.questions import make_queries
-from d2l.data.record import ANSWERS, Record
+from d2l.data.record import Record, check_answers
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
@@ -52,8 +52,7 @@ def biography_at(
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     if not 0 <= index < num_people(split):
         raise UserError(f"there is no biography {index} in {split}: give an index from 0 to {num_people(split) - 1}.")
-    if answers not in ANSWERS:
-        raise UserError(f"answers are {answers!r}: give one of {', '.join(ANSWERS)}.")
+    check_answers(answers)
     if not 0 <= min_tokens <= max_tokens:
         raise UserError(f"no biography has {min_tokens} to {max_tokens} tokens: give a range like 64-256.")
     rng = np.random.default_rng((SPLITS.index(split), seed, index))
