@@ -37,7 +37,7 @@ setup(
     # requirements compile llama.cpp.
     extras_require={
         "aot": ["libtpu==0.0.50.*"],  # compiles for TPUs that are not here
-        "documents": ["beautifulsoup4", "defusedxml", "mammoth", "markdownify", "pypdf"],
+        "documents": ["beautifulsoup4", "defusedxml", "mammoth", "markdownify", "mwparserfromhell", "pypdf"],
         "embedding": ["sentence-transformers"],
         "gcs": ["gcsfs"],  # workdirs in gs:// buckets
         "llmlingua": ["llmlingua"],

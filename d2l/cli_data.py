@@ -45,15 +45,32 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--limit", type=int, help="most documents of each kind, all splits together")
     _add_passages(sub)
 
+    sub = kind("wikipedia", wikipedia, "articles of a MediaWiki dump")
+    sub.add_argument("dump", help="pages-articles.xml, or .xml.bz2, as Wikipedia gives them")
+    sub.add_argument("--split", choices=SPLITS, default="train", help="which articles")
+    _add_passages(sub)
+
+    sub = kind("cloze", cloze, "questions about any texts: names, years and numbers that stand in them", tokens=False)
+    sub.add_argument("records", help="FILE.jsonl or a folder of shards; their own questions are left out")
+    sub.add_argument(
+        "--queries", type=int, default=3, help="most questions about a text; texts without any are left out"
+    )
+    _add_asked(sub)
+
+    sub = kind("unrelated", unrelated, "pages about invented people with questions that they have nothing to do with")
+    sub.add_argument("--split", choices=SPLITS, default="train", help="splits share neither pages nor questions")
+    sub.add_argument("--samples", type=int, default=1000)
+    sub.add_argument("--lengths", default="64-512", help="tokens, as 64-512")
+    sub.add_argument("--queries", type=int, default=2, help="questions about a page")
+    _add_asked(sub)
+
     sub = kind("biographies", biographies, "pages about invented people, with questions")
     sub.add_argument("--split", choices=SPLITS, default="train", help="splits share no names, towns and phrasings")
     sub.add_argument("--samples", type=int, default=1000)
     sub.add_argument("--lengths", default="64-512", help="tokens, as 64-512")
     sub.add_argument("--queries", type=int, help="most questions about a page (default: all)")
     sub.add_argument("--kinds", help="of questions, as fact,who,multi_hop,contradiction (default: all)")
-    sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
-    sub.add_argument("--answers", default="value", help=ANSWER_FORMS)
-    sub.add_argument("--seed", type=int, default=0)
+    _add_asked(sub)
 
     sub = kind("ruler", ruler, "the needle tasks of RULER: keys, values and haystacks of several kinds")
     sub.add_argument("--tasks", default="single_1,single_2,single_3,multikey_1")
@@ -102,6 +119,12 @@ def _add_passages(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--min-tokens", type=int, default=1, help="leave shorter passages out")
 
 
+def _add_asked(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
+    sub.add_argument("--answers", default="value", help=ANSWER_FORMS)
+    sub.add_argument("--seed", type=int, default=0)
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -122,32 +145,51 @@ def corpus(args: argparse.Namespace) -> None:
     _write(args, _passages(args, (record for record in records if record.split == args.split)))
 
 
-def biographies(args: argparse.Namespace) -> None:
+def wikipedia(args: argparse.Namespace) -> None:
+    from d2l.data.wikipedia import read_wikipedia
+
+    _write(args, _passages(args, (record for record in read_wikipedia(args.dump) if record.split == args.split)))
+
+
+def cloze(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from d2l.data.cloze import ask_about
+
+    records = (
+        ask_about(record, np.random.default_rng((args.seed, number)), args.queries, answers=args.answers)
+        for number, record in enumerate(_read(args.records))
+    )
+    _write(args, _asked(args, records))
+
+
+def unrelated(args: argparse.Namespace) -> None:
+    from d2l.data.biographies.generate import unrelated as make
+
+    ((low, high),) = read_lengths(args.lengths, one=True)
+    tokenizer = target_tokenizer(args.target)
+    pages = make(args.split, args.seed, tokenizer, low, high, queries=args.queries, answers=args.answers)
+    _write(args, _asked(args, itertools.islice(pages, args.samples)))
+
+
+def biographies(args: argparse.Namespace) -> None:
     from d2l.data.biographies.generate import biographies as make
     from d2l.data.biographies.questions import KINDS
     from d2l.data.record import Record
-    from d2l.data.selfgen.answers import mix_instructions
-    from d2l.data.selfgen.config import check_closed_qa
 
     ((low, high),) = read_lengths(args.lengths, one=True)
-    if args.queries is not None and args.queries < 1:
-        raise UserError(f"--queries is {args.queries}: give 1 or more.")
-    check_closed_qa(args.closed_qa)
     kinds = KINDS if args.kinds is None else args.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):
         raise UserError(f"--kinds has {sorted(unknown)[0]!r}: give some of {', '.join(KINDS)}.")
 
-    def asked(number: int, record: Record) -> Record:
-        rng = np.random.default_rng((args.seed, number))
-        queries = [query for query in record.queries if query.kind in kinds][: args.queries]
-        return dataclasses.replace(record, queries=tuple(mix_instructions(queries, args.closed_qa, rng)))
-
     tokenizer = target_tokenizer(args.target)
     pages = make(args.split, args.seed, args.samples, tokenizer, low, high, answers=args.answers)
-    records = itertools.starmap(asked, enumerate(pages))
-    _write(args, (record for record in records if record.queries))
+
+    def chosen(page: Record) -> Record:
+        queries = tuple(query for query in page.queries if query.kind in kinds)
+        return dataclasses.replace(page, queries=queries[: args.queries])
+
+    _write(args, _asked(args, map(chosen, pages)))
 
 
 def ruler(args: argparse.Namespace) -> None:
@@ -241,6 +283,22 @@ def _passages(args: argparse.Namespace, records: Iterable[Any]) -> Iterator[Any]
     for record in records:
         for number, text in enumerate(cut(record.context, tokenizer, args.max_tokens, args.min_tokens)):
             yield dataclasses.replace(record, id=f"{record.id}#{number}", context=text)
+
+
+def _asked(args: argparse.Namespace, records: Iterable[Any]) -> Iterator[Any]:
+    """Those that have questions, a share of which asks for a short answer."""
+    import numpy as np
+
+    from d2l.data.selfgen.answers import mix_instructions
+    from d2l.data.selfgen.config import check_closed_qa
+
+    check_closed_qa(args.closed_qa)
+    if args.queries is not None and args.queries < 1:
+        raise UserError(f"--queries is {args.queries}: give 1 or more.")
+    for number, record in enumerate(records):
+        rng = np.random.default_rng((args.seed, number))
+        if record.queries:
+            yield dataclasses.replace(record, queries=tuple(mix_instructions(record.queries, args.closed_qa, rng)))
 
 
 def _write(args: argparse.Namespace, records: Iterable[Any]) -> None:

@@ -69,6 +69,29 @@ def test_biographies_in_both_forms(data):
     assert "closed_qa is 2.0" in data("biographies", "--closed-qa", 2)
 
 
+def test_wikipedia_and_cloze(data, tmp_path):
+    text = "The lake of [[Hollow]] was dug in 1204 by the monks of Saint Gall, who needed carps for days of fasting."
+    page = f"<page><title>A</title><ns>0</ns><revision><text>{text}</text></revision></page>"
+    (tmp_path / "dump.xml").write_text(f"<mediawiki>{page}</mediawiki>")
+    (article,) = data("wikipedia", tmp_path / "dump.xml", "--max-tokens", 400, out="articles.jsonl")
+    assert article.id == "A#0" and "lake of Hollow was" in article.context
+    options = ["--queries", 2, "--closed-qa", 1, "--answers", "spaced"]
+    (asked,) = data("cloze", tmp_path / "articles.jsonl", *options, out="cloze.jsonl", target=False)
+    assert asked.context == article.context and len(asked.queries) == 2
+    for query in asked.queries:
+        assert query.answers[0][0] == " " and query.answers[0] in text.replace("[", "") and "\n" in query.question
+    assert "answers are 'loud'" in data("cloze", tmp_path / "articles.jsonl", "--answers", "loud", target=False)
+    assert "--queries is 0" in data("cloze", tmp_path / "articles.jsonl", "--queries", 0, target=False)
+    assert "cannot be read" in data("wikipedia", tmp_path / "nothing.xml")
+
+
+def test_unrelated(data):
+    argv = ["--samples", 7, "--lengths", "200-900", "--split", "test", "--queries", 3]
+    records = data("unrelated", *argv)
+    assert len(records) == 7 and {len(record.queries) for record in records} == {3}
+    assert "told as value or spaced" in data("unrelated", *argv, "--answers", "sentence")
+
+
 def test_published_sets_and_overlap(data, tmp_path, capsys):
     row = {"context": TEXT, "question": "What is blue?", "answers": ["the sky"]}
     (tmp_path / "set.jsonl").write_text(json.dumps(row))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from d2l.data.biographies.generate import biography_at
+from d2l.data.biographies.generate import unrelated as unrelated_pages
 from d2l.data.jsonl import read_records
 from d2l.data.niah import needle_at
 from d2l.data.qa.load import load_qa
@@ -35,6 +36,13 @@ def biographies(
     """Pages about people who do not exist."""
     for index in itertools.count():
         yield biography_at(split, seed, index, tokenizer, *tokens)
+
+
+def unrelated(
+    tokenizer: Tokenizer, *, split: str = "test", seed: int = 0, tokens: tuple[int, int] = (128, 512)
+) -> Iterator[Record]:
+    """Pages about people who do not exist, and common knowledge, which they say nothing of."""
+    return unrelated_pages(split, seed, tokenizer, *tokens)
 
 
 def ruler(
@@ -77,6 +85,7 @@ def stored(tokenizer: Tokenizer, *, path: str = "", tokens: tuple[int, int] = (1
 SOURCES: dict[str, Callable[..., Iterator[Record]]] = {
     "needles": needles,
     "biographies": biographies,
+    "unrelated": unrelated,
     "ruler": ruler,
     "records": stored,
     **{name: published(name) for name in SETS},

@@ -1,6 +1,7 @@
 """Biographies: what a page states answers its questions; splits share nothing; lengths stay in their range."""
 
 import collections
+import itertools
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2l.data.biographies.entities import BIRTHPLACE, COMPANY
-from d2l.data.biographies.generate import biographies, biography_at
+from d2l.data.biographies.generate import biographies, biography_at, unrelated
 from d2l.data.biographies.knowledge import TOPICS
 from d2l.data.biographies.lives import FACTS
 from d2l.data.biographies.names import SPLITS, TOWN_ENDS, TOWN_STARTS, num_people, person, person_at, share
@@ -188,3 +189,24 @@ def test_what_cannot_be_made_is_named(words):
     for low, high in ((0, 2), (50, 40), (100_000, 100_001)):
         with pytest.raises(UserError, match=f"{low} to {high} tokens"):
             biography_at("train", 0, 0, words, low, high)
+
+
+def test_unrelated_pages_ask_for_common_knowledge_that_they_do_not_contradict(words):
+    def draw(split, count):
+        return list(itertools.islice(unrelated(split, 0, words, 64, 400, queries=3, answers="spaced"), count))
+
+    asked = {}
+    for split in SPLITS:
+        pairs = [pair for topic in TOPICS for pair in share(topic.pairs, split)]
+        records = draw(split, 30)
+        for record in records:
+            page = biography_at(split, 0, int(record.id.partition("-")[2]), words, 64, 400)
+            assert page.context == record.context and all(query.kind != "contradiction" for query in page.queries)
+            assert len({query.question for query in record.queries}) == 3 and record.split == split
+            for query in record.queries:
+                assert any(key in query.question and query.answers == (f" {value}",) for key, value in pairs)
+        asked[split] = {query.question for record in records for query in record.queries}
+        assert records[:3] == draw(split, 3)
+    assert all(len(a) > 10 and not a & b for a, b in itertools.combinations(asked.values(), 2))
+    with pytest.raises(UserError, match="no split 'all'"):
+        next(unrelated("all", 0, words, 64, 400))

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from d2l.data.biographies.knowledge import TOPICS
 from d2l.data.biographies.lives import draw_lives
-from d2l.data.biographies.names import SPLITS, draw_people, num_people, person_at
-from d2l.data.biographies.paragraph import Statement, make_paragraph
+from d2l.data.biographies.names import SPLITS, draw_people, num_people, person_at, share
+from d2l.data.biographies.paragraph import Statement, make_paragraph, pick
 from d2l.data.biographies.questions import make_queries
-from d2l.data.record import Record, check_answers
+from d2l.data.record import Query, Record, check_answers
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
@@ -79,6 +80,43 @@ def biographies(
     """The first `count` pages of a split and seed."""
     for index in range(count):
         yield biography_at(split, seed, index, tokenizer, min_tokens, max_tokens, answers=answers)
+
+
+def unrelated(
+    split: str,
+    seed: int,
+    tokenizer: Tokenizer,
+    min_tokens: int,
+    max_tokens: int,
+    *,
+    queries: int = 2,
+    answers: str = "value",
+) -> Iterator[Record]:
+    """Pages as those of `biography_at`, each with questions of the kind `knowledge` that it has nothing to do with.
+
+    They ask for common knowledge, which is true here and of this split's pairs. Pages that contradict any are left out.
+
+    Args:
+      queries: questions about a page.
+      answers: `value`, or `spaced`.
+
+    Raises:
+      UserError: another form of answers, and as `biography_at`.
+    """
+    if answers not in ("value", "spaced"):
+        raise UserError(f"answers are {answers!r}: common knowledge is told as value or spaced.")
+    for index in range(num_people(split) if split in SPLITS else 1):
+        page = biography_at(split, seed, index, tokenizer, min_tokens, max_tokens)
+        if any(query.kind == "contradiction" for query in page.queries):
+            continue
+        rng = np.random.default_rng((SPLITS.index(split), seed, index, 1))
+        pairs = [(topic, *pair) for topic in TOPICS for pair in share(topic.pairs, split)]
+        asked = []
+        for i in rng.permutation(len(pairs))[:queries]:
+            topic, key, value = pairs[i]
+            question = pick(rng, topic.questions, split).format(k=key)
+            asked.append(Query(question, (f" {value}" if answers == "spaced" else value,), "knowledge"))
+        yield Record(page.id, page.context, tuple(asked), "unrelated", split)
 
 
 class _Page:
