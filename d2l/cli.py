@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
     sub.add_argument("--best", action="store_true", help="the one with the least training loss")
 
+    sub = command("average", average, "write the mean of the weights of stages of one training", model=False)
+    sub.add_argument("hypernets", nargs="+", help="two folders or more")
+    sub.add_argument("--out", required=True, help="hypernetwork folder to write")
+
     cli_plan.add_commands(command)
     cli_data.add_commands(command)
     cli_selfgen.add_command(command)
@@ -208,6 +212,13 @@ def export_checkpoint(args: argparse.Namespace) -> None:
 
     step = export(args.workdir, args.out, step=args.step, best=args.best)
     print(f"{args.out}: hypernetwork of step {step} written")
+
+
+def average(args: argparse.Namespace) -> None:
+    from d2l.hypernet.store import average_hypernets
+
+    average_hypernets(args.hypernets, args.out)
+    print(f"{args.out}: mean of {len(args.hypernets)} hypernetworks written")
 
 
 def import_checkpoint(args: argparse.Namespace) -> None:

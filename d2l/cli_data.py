@@ -55,6 +55,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--queries", type=int, default=3, help="most questions about a text; texts without any are left out"
     )
+    sub.add_argument("--plain", action="store_true", help="only questions without a blank; few sentences give one")
     _add_asked(sub)
 
     sub = kind("unrelated", unrelated, "pages about invented people with questions that they have nothing to do with")
@@ -157,7 +158,9 @@ def cloze(args: argparse.Namespace) -> None:
     from d2l.data.cloze import ask_about
 
     records = (
-        ask_about(record, np.random.default_rng((args.seed, number)), args.queries, answers=args.answers)
+        ask_about(
+            record, np.random.default_rng((args.seed, number)), args.queries, answers=args.answers, plain=args.plain
+        )
         for number, record in enumerate(_read(args.records))
     )
     _write(args, _asked(args, records))

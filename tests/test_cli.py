@@ -1,13 +1,17 @@
 """The command: what it prints, and that bad input is one sentence and exit code 2."""
 
+import dataclasses
 import io
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from d2l import cli
 from d2l.hypernet.hypernet import init_hypernet
-from d2l.hypernet.store import save_hypernet
+from d2l.hypernet.store import load_hypernet, save_hypernet
 from d2l.target.weights import load_target
 from tests.conftest import hypernet_config
 
@@ -143,6 +147,30 @@ def test_configs_that_cannot_be_used(tmp_path, capsys):
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(:\n")
     assert "broken.py" in fails(capsys, "train", "--config", broken, *work)
+
+
+def test_average(target_folder, hypernet, tmp_path, capsys):
+    target = load_target(target_folder)
+    config, _, description = load_hypernet(hypernet)
+    about = {"target_name": target.name, "target_hash": target.weights_hash, "card": {"max_chunk_len": 50}}
+    save_hypernet(tmp_path / "later", config, init_hypernet(config, 1), **about)
+    out = tmp_path / "mean"
+    assert cli.main(["average", str(hypernet), str(tmp_path / "later"), "--out", str(out)]) == 0
+    assert "mean of 2 hypernetworks written" in capsys.readouterr().out
+    folders = (hypernet, tmp_path / "later", out)
+    (_, first, _), (_, second, _), (same, mean, described) = map(load_hypernet, folders)
+    assert same == config and described["target"] == description["target"]
+    assert described["card"] == {"max_chunk_len": 50, "mean_of": [str(hypernet), str(tmp_path / "later")]}
+    half = jax.tree.map(lambda a, b: ((a + b) / 2).astype(jnp.bfloat16).astype(jnp.float32), first, second)
+    jax.tree.map(np.testing.assert_array_equal, mean, half)
+
+    narrow = dataclasses.replace(config, rank=config.rank + 1)
+    save_hypernet(tmp_path / "narrow", narrow, init_hypernet(narrow, 1), **about)
+    untouched = tmp_path / "untouched"
+    assert "differ in config" in fails(capsys, "average", tmp_path / "narrow", hypernet, "--out", untouched)
+    assert "have no mean" in fails(capsys, "average", hypernet, "--out", untouched)
+    assert "holds no hypernetwork" in fails(capsys, "average", hypernet, tmp_path / "none", "--out", untouched)
+    assert not untouched.exists()
 
 
 def test_import_checkpoint(tmp_path, capsys):

@@ -80,6 +80,8 @@ def test_wikipedia_and_cloze(data, tmp_path):
     assert asked.context == article.context and len(asked.queries) == 2
     for query in asked.queries:
         assert query.answers[0][0] == " " and query.answers[0] in text.replace("[", "") and "\n" in query.question
+    (plain,) = data("cloze", tmp_path / "articles.jsonl", "--plain", out="plain.jsonl", target=False)
+    assert not any("____" in query.question for query in plain.queries)
     assert "answers are 'loud'" in data("cloze", tmp_path / "articles.jsonl", "--answers", "loud", target=False)
     assert "--queries is 0" in data("cloze", tmp_path / "articles.jsonl", "--queries", 0, target=False)
     assert "cannot be read" in data("wikipedia", tmp_path / "nothing.xml")

@@ -32,7 +32,7 @@ _NUMBER = re.compile(
     r"(?<![\w.,-])(\d(?:[\d,]*\d)?(?:\.\d+)?(?: (?:million|billion|thousand))?)(?= (?:percent\b|[a-z]{3,}))"
 )
 _WORDS = r"[A-Z][a-zà-ž-]{2,}(?: (?:(?:of|the|de|von) )?[A-Z][a-zà-ž-]+){0,3}"
-_NAME = re.compile(rf"(?:^|(?<=[\s(\"]))[a-z]+ ({_WORDS})(?![\w'’])")
+_NAME = re.compile(rf"(?:^|(?<=[\s(\"]))[a-z]+ ({_WORDS})(?![\w'’]| \d)")
 # A name that a sentence begins with.
 _FIRST = re.compile(rf"({_WORDS})(?= (?:was|were|is|are|had|has|began|became|made|won|took|said|wrote) [a-z])")
 _SUBJECT = re.compile(r"((?:[A-Z]|The |An? )[^,;:()]{2,60}?) (was|were|is|are) ")
@@ -49,7 +49,9 @@ class Span(NamedTuple):
     end: int
 
 
-def ask_about(record: Record, rng: np.random.Generator, most: int, *, answers: str = "value") -> Record:
+def ask_about(
+    record: Record, rng: np.random.Generator, most: int, *, answers: str = "value", plain: bool = False
+) -> Record:
     """The record with at most `most` questions about its sentences, in random order, no two with the same answer.
 
     Phrasings of the test split are others than those of training.
@@ -57,13 +59,15 @@ def ask_about(record: Record, rng: np.random.Generator, most: int, *, answers: s
     Args:
       answers: one of `ANSWERS`: the words taken out, or `spaced`; the whole sentence up to them, or `continued` from
         them on, what stands before being the query's `start`.
+      plain: no blanks; few sentences can be asked about so.
 
     Raises:
       UserError: an unknown form of answers.
     """
     check_answers(answers)
     phrasings = BLANKS[-HELD_OUT:] if record.split == "test" else BLANKS[:-HELD_OUT]
-    spans = [(s, span) for s in sentences_of(record.context) for span in find_spans(s)]
+    sentences = [sentence for line in record.context.splitlines() for sentence in sentences_of(line)]
+    spans = [(sentence, span) for sentence in sentences for span in find_spans(sentence)]
     queries, asked = [], set()
     for i in rng.permutation(len(spans)):
         sentence, (kind, start, end) = spans[i]
@@ -74,10 +78,12 @@ def ask_about(record: Record, rng: np.random.Generator, most: int, *, answers: s
         # Nobody needs the text for what stands in the question.
         if re.search(rf"\b{re.escape(value)}\b", before + after):
             continue
-        asked.add(value)
-        question = _plain(sentence, kind, start, end) if rng.random() < 0.5 else None
+        question = _plain(sentence, kind, start, end) if plain or rng.random() < 0.5 else None
+        if question is None and plain:
+            continue
         if question is None:
             question = phrasings[rng.integers(len(phrasings))].format(f"{before}{BLANK}{after}")
+        asked.add(value)
         queries.append(_told(Query(question, (value,), kind), sentence, start, end, answers))
     return Record(record.id, record.context, tuple(queries), record.source, record.split)
 
@@ -119,10 +125,10 @@ def _plain(sentence: str, kind: str, start: int, end: int) -> str | None:
         return None
     preposition = middle.rsplit(" ", 1)[-1]
     if kind == "year" and preposition == "in":
-        return f"In which year {verb} {name} {middle.removesuffix('in').rstrip()}{after}?"
+        return f"In which year {verb} {name} {middle.removesuffix('in').rstrip(' ,')}{after}?"
     if kind == "name" and preposition in ("by", "in", "from", "at", "to", "with", "on", "near", "for"):
         asked = "whom" if preposition == "by" else "what" if preposition in ("with", "on", "for") else "which place"
-        rest = middle.removesuffix(preposition).rstrip()
+        rest = middle.removesuffix(preposition).rstrip(" ,")
         return f"{preposition.capitalize()} {asked} {verb} {name} {rest}{after}?" if rest else None
     if kind == "number":
         return f"{sentence[: subject.end()]}{middle} how many{after}?"

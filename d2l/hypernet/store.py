@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -89,3 +90,34 @@ def load_hypernet(
     if tensors:
         raise UserError(f"{folder} has weights that its config does not use: {', '.join(sorted(tensors)[:5])}.")
     return config, params, description
+
+
+def average_hypernets(folders: Sequence[str | pathlib.Path], out: str | pathlib.Path) -> None:
+    """Write the mean of the weights of hypernetworks that come from one another, in bfloat16.
+
+    What a further stage takes away and what it gives are both mostly kept (arXiv 2109.01903: weights before and after
+    fine-tuning). The card is that of the last one, with the folders' names as `mean_of`.
+
+    Args:
+      folders: two or more; all of one target and config.
+
+    Raises:
+      UserError: fewer than two, or they do not fit together; what `load_hypernet` and `save_hypernet` refuse.
+    """
+    if len(folders) < 2:
+        raise UserError(f"{len(folders)} hypernetwork(s) have no mean: give two folders or more.")
+    loaded = [load_hypernet(folder) for folder in folders]
+    config, params, description = loaded[-1]
+    for folder, (other, _, about) in zip(folders, loaded, strict=False):
+        if other != config or about["target"]["weights_hash"] != description["target"]["weights_hash"]:
+            raise UserError(f"{folder} and {folders[-1]} differ in config or target: give stages of one training.")
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(params for _, params, _ in loaded))
+    save_hypernet(
+        out,
+        config,
+        mean,
+        target_name=description["target"]["name"],
+        target_hash=description["target"]["weights_hash"],
+        card=description["card"] | {"mean_of": [str(folder) for folder in folders]},
+        dtype=jnp.bfloat16,
+    )

@@ -55,6 +55,16 @@ def test_plain_questions():
     }
 
 
+def test_plain_alone():
+    queries = [query for seed in range(30) for query in ask(seed=seed, plain=True)]
+    assert len({query.question for query in queries}) == 7 and not any(BLANK in query.question for query in queries)
+
+
+def test_lines_are_not_joined():
+    answers = {query.answers[0] for seed in range(5) for query in ask(f"Hollow Lake\n\n{TEXT}", seed=seed)}
+    assert "Hollow Lake" in answers and not any("\n" in a or "Lake Hollow" in a for a in answers)
+
+
 @pytest.mark.parametrize(("split", "least"), [("train", 50), ("test", 10)])
 def test_answers_stand_in_the_text_and_not_in_the_question(split, least):
     texts = python_reference(split)
