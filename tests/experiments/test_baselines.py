@@ -7,8 +7,9 @@ import safetensors.numpy
 
 import d2l
 from d2l.data.niah import needle_at
+from d2l.data.selfgen.config import SelfgenConfig
 from d2l.errors import UserError
-from d2l.experiments.baselines import generative_adapter, text_to_lora
+from d2l.experiments.baselines import distillation, generative_adapter, text_to_lora
 from d2l.experiments.baselines.doc_to_lora import united
 from d2l.experiments.baselines.face import NotRun
 from d2l.experiments.baselines.forced import Forced
@@ -139,6 +140,24 @@ def test_distillation_learns_what_the_teacher_says(model):
     assert model.generate_ids([prompt], adapter, max_new_tokens=8) == [response[:-1]]
     assert trainer.train(lessons, steps=1)[1] == losses[:1]
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(adapter.factors))
+
+
+def test_questions_are_asked_again_where_none_is_well_formed(monkeypatch):
+    asked = []
+
+    def replies(*, after):
+        def ask(chat, read, texts, config, rng, dropped):
+            asked.append(config.question_temperature)
+            return [["Who is it?"] if len(asked) > after else []], 3
+
+        return ask
+
+    monkeypatch.setattr(distillation, "ask_questions", replies(after=2))
+    assert distillation._ask(None, None, "A page.", SelfgenConfig(), np.random.default_rng(0)) == ["Who is it?"]
+    assert asked == [0.0, *distillation.RETRIES[:2]]
+    monkeypatch.setattr(distillation, "ask_questions", replies(after=99))
+    with pytest.raises(UserError, match="asked for questions about the document 6 times"):
+        distillation._ask(None, None, "A page.", SelfgenConfig(), np.random.default_rng(0))
 
 
 def test_questions_need_room_and_a_number(model, needle):

@@ -1,6 +1,7 @@
 """Context distillation: a LoRA of its own for every document, trained for minutes (SPEC 1)."""
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from d2l.experiments.baselines.lora import Lesson, LoraTrainer, LoraTraining
 from d2l.model import DocToLora
 from d2l.target.prefix import Prefixes
 from d2l.train.losses import TEACHER_TOP_K
+
+# Temperatures at which questions are asked again where replies held none, as small models' greedy ones on short pages.
+RETRIES = (0.5, 0.7, 1.0, 1.0, 1.0)
 
 
 def teach(chat: Chat, read: Prefixes, queries: Sequence[str], max_new_tokens: int) -> list[Lesson]:
@@ -42,7 +46,7 @@ def cd_oracle(model: DocToLora, max_new_tokens: int, **training) -> Method:
 
 
 def cd_generated(model: DocToLora, max_new_tokens: int, *, questions: int = 20, **training) -> Method:
-    """Distilled on queries that the target asks itself about the document.
+    """Distilled on queries that the target asks itself about the document; where it finds none, it is asked again.
 
     Args:
       questions: how many.
@@ -51,6 +55,19 @@ def cd_generated(model: DocToLora, max_new_tokens: int, *, questions: int = 20, 
     if questions < 1:
         raise UserError(f"questions is {questions}: give 1 or more.")
     return _method(model, max_new_tokens, training, questions)
+
+
+def _ask(chat: Chat, read: Prefixes, text: str, config: SelfgenConfig, rng: np.random.Generator) -> list[str]:
+    """Questions of the target about a text that it has read, one or more."""
+    for temperature in (config.question_temperature, *RETRIES):
+        config = dataclasses.replace(config, question_temperature=temperature)
+        (queries,), _ = ask_questions(chat, read, [text], config, rng, collections.Counter())
+        if queries:
+            return queries
+    raise UserError(
+        f"the target was asked for questions about the document {1 + len(RETRIES)} times and gave none that is "
+        "well-formed: distil on questions of your own (cd_oracle)."
+    )
 
 
 def _method(model: DocToLora, max_new_tokens: int, training: dict[str, Any], questions: int = 0) -> Method:
@@ -68,12 +85,7 @@ def _method(model: DocToLora, max_new_tokens: int, training: dict[str, Any], que
         read = chat.read([text])
         if questions:
             rng = np.random.default_rng(trainer.training.seed)
-            (queries,), _ = ask_questions(chat, read, [text], config, rng, collections.Counter())
-            if not queries:
-                raise UserError(
-                    f"{model.target.name} asked no well-formed question about the document: distil on questions of "
-                    "your own (cd_oracle)."
-                )
+            queries = _ask(chat, read, text, config, rng)
         adapter, _ = trainer.train(teach(chat, read, queries[: questions or None], max_new_tokens), steps=steps)
         return Memory(lambda query: Prompt(model.tokenizer.user_turn(query), cut), adapter=adapter)
 
