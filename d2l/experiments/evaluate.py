@@ -6,6 +6,7 @@ in seconds and bytes of memory differs between two runs.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import pathlib
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
 import d2l
@@ -80,7 +82,7 @@ def evaluate(fields: dict[str, Any], folder: str | pathlib.Path) -> pathlib.Path
       Where the Markdown report is.
 
     Raises:
-      UserError: a config that cannot be used, or a workdir of another one.
+      UserError: a config that cannot be used, or a workdir of another one or of other weights.
     """
     fields = check_config(fields)
     with workdirs.opened(folder, fields):
@@ -91,6 +93,7 @@ def evaluate(fields: dict[str, Any], folder: str | pathlib.Path) -> pathlib.Path
             ctx_encoder=fields["ctx_encoder"] or None,
             dtype=fields["dtype"],
         )
+        _check_weights(folder, model)
         suites = {name: make_cases(name, options, model.tokenizer) for name, options in fields["suites"].items()}
         methods, not_run = _make_methods(model, fields)
         (folder / "not_run.json").write_text(json.dumps(not_run, indent=2, sort_keys=True) + "\n")
@@ -98,6 +101,23 @@ def evaluate(fields: dict[str, Any], folder: str | pathlib.Path) -> pathlib.Path
         for name, cases in suites.items():
             run.suite(name, cases, folder / FOLDER / name)
         return write_report(folder)
+
+
+def _check_weights(folder: pathlib.Path, model: DocToLora) -> None:
+    """Refuse a workdir whose items come from other weights; paths in a config do not say which they were."""
+    weights = {"target": model.target.weights_hash}
+    if model.hypernet is not None:
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(model.hypernet.params):
+            digest.update(np.asarray(leaf).tobytes())
+        weights["hypernet"] = digest.hexdigest()
+    path = folder / "weights.json"
+    if not path.exists():
+        new = path.with_suffix(".new")  # whole or not there, should this end here
+        new.write_text(json.dumps(weights, indent=2) + "\n")
+        new.replace(path)
+    elif other := [name for name, value in json.loads(path.read_text()).items() if weights.get(name) != value]:
+        raise UserError(f"{folder} holds answers with other weights of the {other[0]}: choose another --workdir.")
 
 
 def _make_methods(model: DocToLora, fields: dict[str, Any]) -> tuple[dict[str, Method], dict[str, str]]:

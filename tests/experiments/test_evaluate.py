@@ -104,6 +104,26 @@ def test_compare(run, capsys):
     assert "holds no evaluation" in fails(capsys, "compare", run, run.parent)
 
 
+def test_a_workdir_of_other_weights_is_refused(run, fields, tmp_path):
+    """The config names the same folder, in which others have come to be."""
+    again, before = tmp_path / "run", tmp_path / "before"
+    shutil.copytree(run, again)
+    folder = pathlib.Path(fields["hypernet"])
+    shutil.copytree(folder, before)
+    described = json.loads((folder / "hypernet.json").read_text())
+    config = hypernet_config(load_target(fields["target"]).config)
+    about = {"target_name": "t", "target_hash": described["target"]["weights_hash"], "card": described["card"]}
+    try:
+        save_hypernet(folder, config, init_hypernet(config, 1), **about)
+        with pytest.raises(UserError, match="other weights of the hypernet: choose another --workdir"):
+            evaluate(fields, again)
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+    assert items(again) == items(run)
+    evaluate(fields, again)
+
+
 def test_a_workdir_of_another_config_is_refused(run, fields):
     with pytest.raises(UserError, match="another config .*max_new_tokens"):
         evaluate(fields | {"max_new_tokens": 5}, run)
