@@ -37,8 +37,10 @@ _NAME = re.compile(rf"(?:^|(?<=[\s(\"]))[a-z]+ ({_WORDS})(?![\w'’]| \d)")
 _FIRST = re.compile(rf"({_WORDS})(?= (?:was|were|is|are|had|has|began|became|made|won|took|said|wrote) [a-z])")
 _SUBJECT = re.compile(r"((?:[A-Z]|The |An? )[^,;:()]{2,60}?) (was|were|is|are) ")
 # Words that open a sentence in capitals and are no names.
-_OPENERS = ("The", "A", "An", "In", "This", "These", "Its", "His", "Her", "Their", "It", "He", "She", "They", "There")
-_OPENERS += ("One", "Some", "Many", "Most", "Other", "Each", "Both", "That", "Who", "What", "There", "Another")
+_OPENERS = frozenset(
+    "The A An In This These Its His Her Their It He She They There One Some Many Most Other Each Both That Who What "
+    "Another".split()
+)
 
 
 class Span(NamedTuple):
