@@ -14,14 +14,15 @@ from configs import eval_pages
 def get_config() -> ml_collections.ConfigDict:
     config = eval_pages.get_config()
     config.hypernet = "checkpoints/texts_smollm2"
-    pages = config.suites.short.to_dict()
+    pages = config.suites.to_dict()
+    prompt = {"prompt": pages["short"]["prompt"]}
     held_out = {"kind": "records", "data": "records", "path": "checkpoints/texts_smollm2/held_out.jsonl"}
     config.suites = ml_collections.ConfigDict(
         {
-            "real": held_out | {"documents": 0, "prompt": pages["prompt"]},  # all of them
-            "short": pages,
-            "middle": pages | {"documents": 10, "tokens": (72, 144)},
-            "unrelated": pages | {"data": "unrelated", "documents": 30, "tokens": (48, 144)},
+            "real": held_out | prompt | {"documents": 0},  # all of them
+            "short": pages["short"],
+            "middle": pages["middle"],
+            "unrelated": pages["short"] | {"data": "unrelated", "documents": 30, "tokens": (48, 144)},
         }
     )
     return config

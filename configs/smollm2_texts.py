@@ -8,7 +8,7 @@ weights and of those it began with. The launcher makes the data, trains, average
     launch/smollm2_texts.sh
     d2l train --config configs/smollm2_texts.py --workdir runs/smollm2_texts
 
-Two CPU cores: 9 s an update, 36 minutes, 14 GB. Useful override: --config.checkpoint_every=10
+Two CPU cores: 9 s an update, 37 minutes. Useful override: --config.checkpoint_every=10
 """
 
 import ml_collections

@@ -13,7 +13,6 @@ import numpy as np
 from d2l.data.background import sentences_of
 from d2l.data.record import Query, Record, check_answers
 
-KINDS = ("year", "number", "name", "subject")
 MIN_WORDS, MAX_BEFORE, MAX_AFTER = 7, 18, 10  # of a sentence, and of what is asked of it around its blank
 # Phrasings of a sentence with a blank; the last two are held out for the test split.
 BLANKS = (

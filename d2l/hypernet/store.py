@@ -108,7 +108,7 @@ def average_hypernets(folders: Sequence[str | pathlib.Path], out: str | pathlib.
         raise UserError(f"{len(folders)} hypernetwork(s) have no mean: give two folders or more.")
     loaded = [load_hypernet(folder) for folder in folders]
     config, params, description = loaded[-1]
-    for folder, (other, _, about) in zip(folders, loaded, strict=False):
+    for folder, (other, _, about) in zip(folders, loaded, strict=True):
         if other != config or about["target"]["weights_hash"] != description["target"]["weights_hash"]:
             raise UserError(f"{folder} and {folders[-1]} differ in config or target: give stages of one training.")
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(params for _, params, _ in loaded))

@@ -105,7 +105,7 @@ def unrelated(
     """
     if answers not in ("value", "spaced"):
         raise UserError(f"answers are {answers!r}: common knowledge is told as value or spaced.")
-    for index in range(num_people(split) if split in SPLITS else 1):
+    for index in itertools.count():
         page = biography_at(split, seed, index, tokenizer, min_tokens, max_tokens)
         if any(query.kind == "contradiction" for query in page.queries):
             continue
