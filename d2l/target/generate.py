@@ -131,16 +131,6 @@ class Generator:
         self.guess = (jax.default_backend() != "cpu" or self.dtype == jnp.bfloat16) if guess is None else guess
         self._graphdef = abstract_decoder(config, stacked=False)[0]
 
-        def run(params, cache, tokens_BT, positions_BT, last_B, adapter, sampling, rows_B=None, *, fresh):
-            decoder: Decoder = nnx.merge(self._graphdef, params)
-            x_BTD, cache, _ = decoder.run_blocks(
-                decoder.embed(tokens_BT), positions_BT=positions_BT, cache=cache, adapter=adapter, fresh=fresh
-            )
-            x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
-            logits_BV = decoder.unembed(decoder.final_norm(x_BD))
-            positions_B = jnp.take_along_axis(positions_BT, last_B[:, None], axis=1)[:, 0]
-            return sample(logits_BV, sampling, positions_B, rows_B), cache
-
         def run_pair(params, cache, ids_S, length, adapter, sampling):
             """The token after `ids_S[:length]` and, if `guess_next` was right, the one after it: two ids, and how many
             count; then the cache, and `ids_S` and `length` with what counts."""
@@ -157,8 +147,37 @@ class Generator:
             return (next_T, count), cache, ids_S, length + count
 
         self._pair = jax.jit(run_pair, donate_argnums=(1, 2))
-        self._prefill = jax.jit(functools.partial(run, fresh=True), donate_argnums=1)
-        self._continue = jax.jit(functools.partial(run, fresh=False), donate_argnums=1)
+        self._prefill = jax.jit(functools.partial(self._run, fresh=True), donate_argnums=1)
+        self._continue = jax.jit(functools.partial(self._run, fresh=False), donate_argnums=1, static_argnames="top_k")
+
+    def _run(
+        self,
+        params,
+        cache,
+        tokens_BT,
+        positions_BT,
+        last_B,
+        adapter,
+        sampling,
+        rows_B=None,
+        *,
+        fresh: bool,
+        top_k: int = 0,
+    ):
+        """The token after `tokens_BT[:, : last_B + 1]` and the cache; with `top_k` also the likeliest tokens there and
+        their log-probabilities `[B, k]`."""
+        decoder: Decoder = nnx.merge(self._graphdef, params)
+        x_BTD, cache, _ = decoder.run_blocks(
+            decoder.embed(tokens_BT), positions_BT=positions_BT, cache=cache, adapter=adapter, fresh=fresh
+        )
+        x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+        logits_BV = decoder.unembed(decoder.final_norm(x_BD))
+        positions_B = jnp.take_along_axis(positions_BT, last_B[:, None], axis=1)[:, 0]
+        next_B = sample(logits_BV, sampling, positions_B, rows_B)
+        if not top_k:
+            return next_B, cache
+        top_Bk, tokens_Bk = jax.lax.top_k(logits_BV, top_k)
+        return next_B, cache, (tokens_Bk, top_Bk - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True))
 
     def cache_nbytes(self, tokens: int) -> int:
         """Bytes of the KV cache of one row of `tokens` tokens."""

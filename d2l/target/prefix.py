@@ -1,6 +1,6 @@
 """Many prompts that begin with one of a few texts: each text is read once, and its keys and values serve them all.
 
-Letters: P prefixes, B rows, T tokens, R response tokens, V vocabulary, k tokens kept.
+Letters: P prefixes, B rows, T tokens, R response tokens, k tokens kept.
 """
 
 import dataclasses
@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from d2l.target.config import TargetConfig
-from d2l.target.decoder import Decoder, Params, init_cache
+from d2l.target.decoder import Params, init_cache
 from d2l.target.generate import PREFILL_PIECE, Generator, Sampling, bucket
 
 # Sizes are multiples of these, or coarser: few shapes to compile for, as many prompts are alike.
-PREFIX_STEP, BRANCH_STEP, SLOT_STEP = 64, 32, 128
-LOGIT_ROWS = 64  # response tokens whose logits exist at a time
+PREFIX_STEP, BRANCH_STEP, SLOT_STEP = 64, 16, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +45,27 @@ class Branch:
     ids: Sequence[int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt.
+
+    Attributes:
+      ids: its tokens; the last one is a stop token unless there was no room for more.
+      ended: whether a stop token ended it.
+      best: if asked for, the likeliest tokens int32 `[R, k]` at each of them, likeliest first, and their
+        log-probabilities over the full vocabulary, float32.
+    """
+
+    ids: list[int]
+    ended: bool
+    best: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def said(self) -> list[int]:
+        """Its tokens without the stop token."""
+        return self.ids[:-1] if self.ended else self.ids
+
+
 class PrefixGenerator(Generator):
     """A `Generator` of prompts with common beginnings; it gives what `Generator` gives for the whole prompts."""
 
@@ -64,30 +83,12 @@ class PrefixGenerator(Generator):
 
             return [{name: rows(name, a) for name, a in layer.items()} for layer in cache]
 
-        def top_k(params, cache, tokens_BT, positions_BT, row_R, index_R, *, k):
-            decoder: Decoder = nnx.merge(self._graphdef, params)
-            x_BTD, _, _ = decoder.run_blocks(decoder.embed(tokens_BT), positions_BT=positions_BT, cache=cache)
-            x_RD = decoder.final_norm(x_BTD[row_R, index_R][None])[0]
+        def insert(rows, more, row_G):
+            """`more` in the rows `row_G` of `rows`, a tree of arrays; those past the last one are left out."""
+            return jax.tree.map(lambda a, new: a.at[row_G].set(new, mode="drop"), rows, more)
 
-            def best(x_rD):
-                logits_rV = decoder.unembed(x_rD)
-                top_rk, tokens_rk = jax.lax.top_k(logits_rV, k)
-                return tokens_rk, top_rk - jax.nn.logsumexp(logits_rV, axis=-1, keepdims=True)
-
-            out = jax.lax.map(best, x_RD.reshape(-1, LOGIT_ROWS, x_RD.shape[-1]))
-            return jax.tree.map(lambda a: a.reshape(-1, k), out)
-
-        def insert(cache, next_B, more, next_G, slot_G):
-            """`more` in the rows `slot_G` of `cache`; those past the last one are left out."""
-
-            def put(a, new):
-                return a.at[slot_G].set(new, mode="drop")
-
-            return jax.tree.map(put, cache, more), put(next_B, next_G)
-
-        self._insert = jax.jit(insert, donate_argnums=(0, 1))
+        self._insert = jax.jit(insert, donate_argnums=0)
         self._branch = jax.jit(branch, static_argnames="slots")
-        self._top_k = jax.jit(top_k, static_argnames="k")
 
     def read(self, prefixes: Sequence[Sequence[int]]) -> Prefixes:
         """Read token ids, rows of any length above 0, into a cache."""
@@ -109,22 +110,27 @@ class PrefixGenerator(Generator):
         stop_ids: Sequence[int] = (),
         sampling: Sampling | None = None,
         rows: int | None = None,
-    ) -> list[list[int]]:
-        """Token ids that follow each prompt, without the stop token; as `Generator.generate`.
+        top_k: int = 0,
+    ) -> list[Continuation]:
+        """What follows each prompt; tokens as in `Generator.generate`.
 
         Args:
           rows: prompts that are continued at a time (default: all). Where some have ended, others take their rows.
+          top_k: likeliest tokens to keep at each token, before any temperature.
         """
         options = None if sampling is None else sampling.options()
         rows = bucket(min(rows or len(branches), len(branches)))
         group = max(1, rows // 4)  # prompts that are begun together: waiting for more leaves rows idle
         slots = self._slots(prefixes, branches, max_new_tokens)
         cache = init_cache(self.config, rows, slots, self.dtype, stacked=False)
-        next_B, last_B = jnp.zeros(rows, jnp.int32), np.zeros(rows, np.int32)
-        positions, branch_B = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        drawn = [jnp.zeros(rows, jnp.int32)]  # each row's next token; then the likeliest ones, if asked for
+        if top_k:
+            drawn.append((jnp.zeros((rows, top_k), jnp.int32), jnp.zeros((rows, top_k), jnp.float32)))
+        last_B, positions, branch_B = np.zeros((3, rows), np.int32)
         # Prompts of about the same length are begun together.
         waiting = sorted(range(len(branches)), key=lambda i: (len(branches[i].ids), i))
-        out: list[list[int]] = [[] for _ in branches]
+        ids: list[list[int]] = [[] for _ in branches]
+        best: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in branches]
         taken: dict[int, int] = {}  # which branch a row continues
         while waiting or taken:
             while waiting and (not taken or rows - len(taken) >= min(group, len(waiting))):
@@ -133,50 +139,29 @@ class PrefixGenerator(Generator):
                 which, tokens, at, more = self._lay(prefixes, [branches[i] for i in begun], slots=slots, rows=group)
                 last = np.array([len(branches[begun[i]].ids) - 1 for i in which], np.int32)
                 of = np.array([begun[i] for i in which], np.int32)
-                first, more = self._continue(self.params, more, tokens, at, last, None, options, of)
+                first, more, *top = self._continue(self.params, more, tokens, at, last, None, options, of, top_k=top_k)
                 places = np.array([*free, *[rows] * (group - len(begun))], np.int32)
-                cache, next_B = self._insert(cache, next_B, more, first, places)
+                cache, drawn = self._insert((cache, drawn), (more, [first, *top]), places)
                 positions, branch_B = positions.copy(), branch_B.copy()
                 positions[free], branch_B[free] = (at[:, 0] + last + 1)[: len(begun)], begun
                 taken |= dict(zip(free, begun, strict=True))
             # Asked for before these tokens are looked at, so that nobody waits for Python.
-            following, cache = self._continue(
-                self.params, cache, next_B[:, None], positions[:, None], last_B, None, options, branch_B
+            at = positions[:, None]
+            following, cache, *top = self._continue(
+                self.params, cache, drawn[0][:, None], at, last_B, None, options, branch_B, top_k=top_k
             )
-            for row, token in enumerate(np.asarray(next_B).tolist()):
-                if row not in taken:
-                    continue
-                if token not in stop_ids:
-                    out[taken[row]].append(token)
-                if token in stop_ids or len(out[taken[row]]) == max_new_tokens:
+            next_B, *likeliest = jax.tree.map(np.asarray, drawn)
+            for row, branch in list(taken.items()):
+                token = int(next_B[row])
+                ids[branch].append(token)
+                best[branch] += [(tokens_Bk[row], logp_Bk[row]) for tokens_Bk, logp_Bk in likeliest]
+                if token in stop_ids or len(ids[branch]) == max_new_tokens:
                     del taken[row]
-            next_B, positions = following, positions + 1  # a new array: the step still reads the old one
-        return out
-
-    def top_k_after(
-        self, prefixes: Prefixes, branches: Sequence[Branch], responses: Sequence[Sequence[int]], k: int
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The likeliest tokens at each token of each response to a prompt, likeliest first.
-
-        Returns:
-          For each response, tokens int32 `[R, k]` and their log-probabilities over the full vocabulary, float32.
-        """
-        whole = [
-            Branch(branch.prefix, [*branch.ids, *response[:-1]])  # the last token is predicted and never read
-            for branch, response in zip(branches, responses, strict=True)
+            drawn, positions = [following, *top], positions + 1  # a new array: the step still reads the old one
+        return [
+            Continuation(tokens, tokens[-1] in stop_ids, tuple(map(np.stack, zip(*top, strict=True))) if top else None)
+            for tokens, top in zip(ids, best, strict=True)
         ]
-        slots, rows = self._slots(prefixes, whole, 0), bucket(len(whole))
-        _, tokens, positions, cache = self._lay(prefixes, whole, slots=slots, rows=rows)
-        counts = [len(response) for response in responses]
-        size = bucket(sum(counts), LOGIT_ROWS)
-        row, index = np.zeros((2, size), np.int32)
-        ends = np.cumsum(counts)
-        for i, (branch, end, count) in enumerate(zip(branches, ends, counts, strict=True)):
-            row[end - count : end] = i
-            index[end - count : end] = len(branch.ids) - 1 + np.arange(count)
-        best = self._top_k(self.params, cache, tokens, positions, row, index, k=k)
-        tokens_Rk, logp_Rk = (np.asarray(a) for a in best)
-        return [(tokens_Rk[end - n : end], logp_Rk[end - n : end]) for end, n in zip(ends, counts, strict=True)]
 
     @staticmethod
     def _slots(prefixes: Prefixes, branches: Sequence[Branch], more: int) -> int:

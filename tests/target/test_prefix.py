@@ -36,26 +36,35 @@ def test_generates_what_follows_the_whole_prompt(generator, monkeypatch, piece):
     expected = generator.generate(whole, max_new_tokens=12)
     stop = expected[2][4]
     read = generator.read(prefixes)
-    assert generator.generate_after(read, BRANCHES, max_new_tokens=12) == expected
-    stopped = generator.generate_after(read, BRANCHES, max_new_tokens=12, stop_ids=[stop])
+
+    def said(**options):
+        return [after.said for after in generator.generate_after(read, BRANCHES, max_new_tokens=12, **options)]
+
+    assert said() == expected
+    stopped = said(stop_ids=[stop])
     assert stopped == generator.generate(whole, max_new_tokens=12, stop_ids=[stop])
     warm = Sampling(temperature=1.5, seed=3)
-    sampled = generator.generate_after(read, BRANCHES, max_new_tokens=12, sampling=warm)
+    sampled = said(sampling=warm)
     assert sampled == generator.generate(whole, max_new_tokens=12, sampling=warm) != expected
     for rows in (1, 2):  # rows that are used again
-        assert generator.generate_after(read, BRANCHES, max_new_tokens=12, stop_ids=[stop], rows=rows) == stopped
-        assert generator.generate_after(read, BRANCHES, max_new_tokens=12, sampling=warm, rows=rows) == sampled
+        assert said(stop_ids=[stop], rows=rows) == stopped
+        assert said(sampling=warm, rows=rows) == sampled
 
 
-def test_top_k_is_that_of_a_full_forward(target, generator):
+@pytest.mark.parametrize("rows", [None, 2])
+def test_top_k_is_that_of_a_full_forward(target, generator, rows):
     prefixes = prompts_of([20, 3, 9], seed=1)
-    responses = prompts_of([5, 1, 30, 8, 33], seed=2)  # more than one block of logits
-    best = generator.top_k_after(generator.read(prefixes), BRANCHES, responses, k=4)
+    whole = [[*prefixes[branch.prefix], *branch.ids] for branch in BRANCHES]
+    stop = generator.generate(whole, max_new_tokens=12)[2][4]
+    read = generator.read(prefixes)
+    after = generator.generate_after(read, BRANCHES, max_new_tokens=12, stop_ids=[stop], rows=rows, top_k=4)
     decoder = nnx.merge(abstract_decoder(target.config)[0], target.params)
-    for branch, response, (tokens, logp) in zip(BRANCHES, responses, best, strict=True):
-        ids = [*prefixes[branch.prefix], *branch.ids, *response]
-        full = jax.nn.log_softmax(decoder(jnp.array([ids], jnp.int32))[0, -len(response) - 1 : -1])
+    assert {reply.ended for reply in after} == {True, False}
+    for prompt, reply in zip(whole, after, strict=True):
+        tokens, logp = reply.best
+        full = jax.nn.log_softmax(decoder(jnp.array([[*prompt, *reply.ids]], jnp.int32))[0, len(prompt) - 1 : -1])
         expected, order = jax.lax.top_k(full, 4)
         np.testing.assert_allclose(logp, expected, atol=2e-5)
         np.testing.assert_array_equal(tokens, order)
-        assert tokens.shape == logp.shape == (len(response), 4)
+        assert tokens.shape == logp.shape == (len(reply.ids), 4)
+        assert reply.ended == (reply.ids[-1] == stop) and reply.said == [token for token in reply.ids if token != stop]

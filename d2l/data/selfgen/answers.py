@@ -44,16 +44,16 @@ def answer(
       None in the place of queries that are left out.
     """
     prompts = [(document, query.question) for document, query in asked]
-    replies = chat.reply(read, prompts, config.max_new_tokens, config.temperature, seed)
-    texts = [chat.tokenizer.decode(ids).strip() for ids in replies]
-    dropped["unfinished answer"] += (unfinished := [len(ids) == config.max_new_tokens for ids in replies]).count(True)
-    dropped["empty answer"] += (empty := [not text for text in texts]).count(True)
-    kept = [i for i in range(len(asked)) if not unfinished[i] and not empty[i]]
-    responses = [[*replies[i], chat.tokenizer.eos_ids[0]] for i in kept]
-    best = chat.top_k(read, [prompts[i] for i in kept], responses, config.top_k)
-    out: list[Query | None] = [None] * len(asked)
-    for i, response, (tokens, logp) in zip(kept, responses, best, strict=True):
-        query = asked[i][1]
-        teacher = Teacher(np.array(response, np.int32), tokens, logp)
-        out[i] = query._replace(answers=query.answers or (texts[i],), teacher=teacher)
+    replies = chat.reply(read, prompts, config.max_new_tokens, config.temperature, seed, top_k=config.top_k)
+    out: list[Query | None] = []
+    for (_, query), reply in zip(asked, replies, strict=True):
+        text = chat.tokenizer.decode(reply.said).strip()
+        unfinished, empty = not reply.ended, not text
+        dropped["unfinished answer"] += unfinished
+        dropped["empty answer"] += empty
+        if unfinished or empty:
+            out.append(None)
+            continue
+        teacher = Teacher(np.array(reply.ids, np.int32), *reply.best)
+        out.append(query._replace(answers=query.answers or (text,), teacher=teacher))
     return out

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from d2l.errors import UserError
 from d2l.target.generate import Sampling
-from d2l.target.prefix import Branch, Prefixes, PrefixGenerator
+from d2l.target.prefix import Branch, Continuation, Prefixes, PrefixGenerator
 from d2l.target.weights import LoadedTarget
 
 SEPARATOR = "\n\n"  # between document and question, as in `Tokenizer.document_turn`
@@ -64,11 +62,13 @@ class Chat:
         seed: int,
         *,
         starts: Sequence[str] | None = None,
-    ) -> list[list[int]]:
-        """Token ids of the reply to each (document, question), without the end token.
+        top_k: int = 0,
+    ) -> list[Continuation]:
+        """The reply to each (document, question).
 
         Args:
           starts: how each reply begins, not among the ids; None: however it does.
+          top_k: likeliest tokens to keep at each token of a reply.
         """
         starts = [""] * len(asked) if starts is None else starts
         branches = [
@@ -85,28 +85,8 @@ class Chat:
             stop_ids=self.tokenizer.eos_ids,
             sampling=Sampling(temperature, seed=seed),
             rows=self._most(longest + max_new_tokens),
+            top_k=top_k,
         )
-
-    def top_k(
-        self, prefixes: Prefixes, asked: Sequence[tuple[int, str]], responses: Sequence[Sequence[int]], k: int
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The likeliest tokens of each response and their log-probabilities, as `PrefixGenerator.top_k_after`."""
-        branches = [Branch(document, self.ids(question)) for document, question in asked]
-        out: list[tuple[np.ndarray, np.ndarray]] = [()] * len(branches)
-        sizes = [len(b.ids) + len(r) for b, r in zip(branches, responses, strict=True)]
-        for batch in self._batches(prefixes, sizes):
-            best = self.generator.top_k_after(prefixes, [branches[i] for i in batch], [responses[i] for i in batch], k)
-            for i, pair in zip(batch, best, strict=True):
-                out[i] = pair
-        return out
-
-    def _batches(self, prefixes: Prefixes, sizes: Sequence[int]) -> list[list[int]]:
-        """Indices of prompts that go together: those of about the same size, as many as the KV cache may hold."""
-        if not sizes:
-            return []
-        most = self._most(int(prefixes.lengths.max()) + max(sizes))
-        order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
-        return [order[start : start + most] for start in range(0, len(order), most)]
 
     def _most(self, tokens: int) -> int:
         """How many rows of so many tokens go together: a power of two, for few shapes to compile for."""

@@ -79,9 +79,9 @@ def ask_questions(
         starts = [STARTS[rng.integers(len(STARTS))] for _ in asked]
         seed = int(rng.integers(1 << 30))
         replies = chat.reply(read, asked, PAIR_TOKENS, config.question_temperature, seed, starts=starts)
-        tokens += sum(map(len, replies))
+        tokens += sum(len(reply.said) for reply in replies)
         for (i, _), start, reply in zip(asked, starts, replies, strict=True):
-            pairs, malformed = parse_pairs(start + chat.tokenizer.decode(reply))
+            pairs, malformed = parse_pairs(start + chat.tokenizer.decode(reply.said))
             if not pairs:
                 dropped["malformed"] += malformed
                 continue

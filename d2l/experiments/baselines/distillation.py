@@ -24,15 +24,10 @@ RETRIES = (0.5, 0.7, 1.0, 1.0, 1.0)
 
 def teach(chat: Chat, read: Prefixes, queries: Sequence[str], max_new_tokens: int) -> list[Lesson]:
     """What the target answers to the queries about a document that it has read."""
-    tokenizer = chat.tokenizer
-    asked = [(0, query) for query in queries]
-    found = chat.reply(read, asked, max_new_tokens, 0.0, 0)
-    # An answer that was cut short has no end.
-    ended = [ids if len(ids) == max_new_tokens else [*ids, tokenizer.eos_ids[0]] for ids in found]
-    tops = chat.top_k(read, asked, ended, TEACHER_TOP_K)
+    replies = chat.reply(read, [(0, query) for query in queries], max_new_tokens, 0.0, 0, top_k=TEACHER_TOP_K)
     return [
-        Lesson(tokenizer.user_turn(query), response, top)
-        for query, response, top in zip(queries, ended, tops, strict=True)
+        Lesson(chat.tokenizer.user_turn(query), reply.ids, reply.best)
+        for query, reply in zip(queries, replies, strict=True)
     ]
 
 
