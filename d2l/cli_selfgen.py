@@ -22,7 +22,10 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--passage-tokens", type=int, default=512, help="documents are cut to passages of at most so many")
     sub.add_argument("--question-temperature", type=float, default=0.0)
     sub.add_argument("--temperature", type=float, default=0.0, help="of answers; 0 is greedy")
-    sub.add_argument("--max-new-tokens", type=int, default=96, help="the longest answer; longer ones are dropped")
+    sub.add_argument("--max-new-tokens", type=int, default=96, help="the longest answer")
+    sub.add_argument(
+        "--unfinished", default="drop", help="drop answers that would be longer, or keep what there is, without an end"
+    )
     sub.add_argument("--top-k", type=int, default=16, help="likeliest tokens stored for each token of an answer")
     sub.add_argument("--closed-qa", type=float, default=0.3, help="share of questions that ask for a short answer")
     sub.add_argument("--limit", type=int, help="passages, or records with questions, to draw from all")

@@ -100,6 +100,19 @@ def test_what_is_stored_is_what_the_target_says_with_the_document_in_its_prompt(
         assert query.answers == (("0042",) if "number" in query.question else (own,))
 
 
+def test_answers_without_an_end_are_kept_on_demand(target, questions, tmp_path, compiled_once):
+    short = dataclasses.replace(KEEP, max_new_tokens=2, temperature=0.0)
+    dropped = selfgen([questions], tmp_path / "drop", target, short)["dropped"]["unfinished answer"]
+    manifest = selfgen([questions], tmp_path / "keep", target, dataclasses.replace(short, unfinished="keep"))
+    assert dropped > 0 and manifest["dropped"]["unfinished answer"] == 0
+    shards = Shards(tmp_path / "keep")
+    said = [query.teacher.response for i in range(len(shards)) for query in shards[i].queries]
+    cut = [response for response in said if response[-1] not in target.tokenizer.eos_ids]
+    assert len(cut) == dropped and {len(response) for response in cut} == {2}
+    with pytest.raises(UserError, match="unfinished is 'no': give one of drop, keep"):
+        SelfgenConfig(unfinished="no")
+
+
 def test_killed_anywhere_and_in_shards_it_writes_the_same_bytes(
     target, questions, tmp_path, monkeypatch, compiled_once
 ):

@@ -48,7 +48,7 @@ def answer(
     out: list[Query | None] = []
     for (_, query), reply in zip(asked, replies, strict=True):
         text = chat.tokenizer.decode(reply.said).strip()
-        unfinished, empty = not reply.ended, not text
+        unfinished, empty = not reply.ended and config.unfinished == "drop", not text
         dropped["unfinished answer"] += unfinished
         dropped["empty answer"] += empty
         if unfinished or empty:

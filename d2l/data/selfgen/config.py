@@ -5,6 +5,7 @@ import dataclasses
 from d2l.errors import UserError
 
 QUESTIONS = ("generate", "keep")
+UNFINISHED = ("drop", "keep")
 
 
 def check_closed_qa(share: float) -> None:
@@ -22,7 +23,8 @@ class SelfgenConfig:
       per_round: questions that are asked for in each of two rounds.
       passage_tokens: documents are cut to passages of at most so many tokens, where questions are generated.
       question_temperature, temperature: of questions and of answers; 0 is greedy.
-      max_new_tokens: the longest answer; longer ones are dropped, since what they would have said is not known.
+      max_new_tokens: the longest answer.
+      unfinished: `drop` answers that would be longer, or `keep` what there is of them, without an end.
       top_k: likeliest tokens stored for each token of an answer.
       closed_qa: share of the questions that end in a line which asks for a short answer out of the text.
       limit: documents or passages to use, drawn without repetition; None: all.
@@ -37,6 +39,7 @@ class SelfgenConfig:
     question_temperature: float = 0.0
     temperature: float = 0.0
     max_new_tokens: int = 96
+    unfinished: str = "drop"
     top_k: int = 16
     closed_qa: float = 0.3
     limit: int | None = None
@@ -47,6 +50,8 @@ class SelfgenConfig:
     def __post_init__(self):
         if self.questions not in QUESTIONS:
             raise UserError(f"questions is {self.questions!r}: give one of {', '.join(QUESTIONS)}.")
+        if self.unfinished not in UNFINISHED:
+            raise UserError(f"unfinished is {self.unfinished!r}: give one of {', '.join(UNFINISHED)}.")
         counts = ("per_round", "passage_tokens", "max_new_tokens", "top_k", "limit", "part_size", "batch_tokens")
         for name in counts:
             value = getattr(self, name)
