@@ -21,7 +21,7 @@ class Estimate:
     """A mean or a ratio of means.
 
     Attributes:
-      low, high: ends of its 95 % interval.
+      low, high: ends of its 95 % interval; NaN where all items are about one document, which says nothing of others.
       n: items behind it.
     """
 
@@ -44,7 +44,7 @@ def mean(values: Sequence[float], groups: Sequence[Hashable] | None = None, seed
     """
     sums, counts = _by_group(values, groups)
     weights = _resamples(len(sums), seed)
-    return _estimate(sums.sum() / counts.sum(), (weights @ sums) / (weights @ counts), len(values))
+    return _estimate(sums.sum() / counts.sum(), (weights @ sums) / (weights @ counts), len(values), len(sums))
 
 
 def ratio(
@@ -70,7 +70,7 @@ def ratio(
     weights = _resamples(len(tops), seed)
     top, bottom = weights @ tops, weights @ bottoms
     drawn = np.divide(top, bottom, out=np.full_like(top, np.inf), where=bottom != 0)
-    return _estimate(tops.sum() / bottoms.sum(), drawn, len(values))
+    return _estimate(tops.sum() / bottoms.sum(), drawn, len(values), len(tops))
 
 
 def length_bins(lengths: Sequence[int], edges: Sequence[int] = LENGTH_EDGES) -> dict[str, np.ndarray]:
@@ -106,7 +106,9 @@ def _resamples(groups: int, seed: int) -> np.ndarray:
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(np.float64)
 
 
-def _estimate(value: float, drawn: np.ndarray, n: int) -> Estimate:
+def _estimate(value: float, drawn: np.ndarray, n: int, groups: int) -> Estimate:
+    if groups == 1:
+        return Estimate(float(value), np.nan, np.nan, n)
     # Observed order statistics: interpolation between an infinite ratio and a finite one is not a number.
     low, high = np.quantile(drawn, (0.025, 0.975), method="inverted_cdf")
     return Estimate(float(value), float(low), float(high), n)

@@ -7,6 +7,7 @@ import pytest
 
 from d2l.errors import UserError
 from d2l.experiments.intervals import length_bins, mean, ratio
+from d2l.experiments.report.summary import shown
 
 
 def test_mean_interval_covers_the_truth_about_95_times_in_100():
@@ -27,6 +28,10 @@ def test_documents_are_resampled_whole():
     assert factor == pytest.approx(math.sqrt(10), rel=0.2)
     # A document's share follows its number of questions.
     assert mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).value == 0.75
+    # One document alone says nothing of others.
+    one = mean([1.0, 0.0, 1.0], ["a"] * 3)
+    assert one.n == 3 and math.isnan(one.low) and math.isnan(one.high)
+    assert shown(one) == "0.667 (one document)"
 
 
 def test_ratio_is_of_means_of_the_same_items():

@@ -73,11 +73,13 @@ def _by_length(ax, methods: dict[str, Rows], metric: str) -> None:
         {name for rows in methods.values() for name in summary.by_length(rows, metric)},
         key=lambda name: int(name.split("-")[0]),
     )
+    items = dict.fromkeys(names, 0)
     for label, rows in methods.items():
         found = summary.by_length(rows, metric)
+        items |= {name: max(items[name], estimate.n) for name, estimate in found.items()}
         here = [name for name in names if name in found]
         _line(ax, [names.index(name) for name in here], [found[name] for name in here], label)
-    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set_xticks(range(len(names)), [f"{name}\n{items[name]} items" for name in names], fontsize=8)
     ax.set(xlabel="tokens of the documents", ylabel=metric)
 
 

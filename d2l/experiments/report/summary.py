@@ -135,7 +135,10 @@ def each_kind(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, Row
 
 def shown(estimate: Estimate | None) -> str:
     """An estimate as text: value and 95 % interval."""
-    return "-" if estimate is None else f"{estimate.value:.3f} ({estimate.low:.3f} - {estimate.high:.3f})"
+    if estimate is None:
+        return "-"
+    spread = "one document" if math.isnan(estimate.low) else f"{estimate.low:.3f} - {estimate.high:.3f}"
+    return f"{estimate.value:.3f} ({spread})"
 
 
 def shown_cost(name: str, value: float | None) -> str:
