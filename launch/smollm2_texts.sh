@@ -8,16 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 USAGE="" MOST=0
 source launch/here.sh
+source launch/wikipedia.sh
 
-# The tests' data of gensim hold a hundred articles of the English Wikipedia of 2016.
-DUMP=data/gensim/gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2
-if [[ ! -e $DUMP ]]; then
-    python -m pip download --quiet --no-deps --dest data/gensim gensim==4.4.0
-    python -m zipfile -e data/gensim/gensim-4.4.0-*.whl data/gensim
-fi
-made() { # folder, arguments
-    [[ -e "data/$1" ]] || d2l data "${@:2}" --out "data/$1"
-}
 made wiki_64 wikipedia $DUMP --max-tokens 64 --min-tokens 24
 made wiki_128 wikipedia $DUMP --max-tokens 128 --min-tokens 48
 made cloze_continued_64 cloze data/wiki_64 --queries 2 --answers continued --closed-qa 0.5 --seed 71

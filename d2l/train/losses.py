@@ -65,19 +65,46 @@ def teacher_top_k(unembed: Unembed, x_ND: jax.Array) -> tuple[jax.Array, jax.Arr
     return by_rows(rows, x_ND, ())
 
 
-def kl(unembed: Unembed, x_ND: jax.Array, teacher_tokens_Nk: jax.Array, teacher_logp_Nk: jax.Array) -> jax.Array:
-    """-sum_k p_k log q_k with the teacher's p not renormalised, float32 `[N]`: the KL up to the teacher's entropy."""
+def kl(
+    unembed: Unembed,
+    x_ND: jax.Array,
+    teacher_tokens_Nk: jax.Array,
+    teacher_logp_Nk: jax.Array,
+    *,
+    others: bool = False,
+) -> jax.Array:
+    """-sum_k p_k log q_k with the teacher's p not renormalised, float32 `[N]`: the KL up to the teacher's entropy.
+
+    Args:
+      others: all tokens that the teacher's k leave out count as one more outcome (not in the paper). Without it the
+        loss is lowest where the student gives them nothing, and a teacher that is unsure leaves out a tenth.
+    """
 
     def rows(x, tokens, logp):
         logq = jnp.take_along_axis(jax.nn.log_softmax(unembed(x), axis=-1), tokens, axis=-1)
-        return (-jnp.sum(jnp.exp(logp) * logq, axis=-1),)
+        loss = -jnp.sum(jnp.exp(logp) * logq, axis=-1)
+        return (loss - left_out(logp) * jnp.log(left_out(logq)) if others else loss,)
 
     return by_rows(rows, x_ND, (teacher_tokens_Nk, teacher_logp_Nk))[0]
 
 
-def entropy(teacher_logp_Nk: jax.Array) -> jax.Array:
-    """-sum_k p_k log p_k of the teacher's likeliest tokens, float32 `[N]`: `kl` of a student that equals it."""
-    return -jnp.sum(jnp.exp(teacher_logp_Nk) * teacher_logp_Nk, axis=-1)
+LEAST_LEFT = 1e-6  # what rounding leaves of a probability that is nearly one
+
+
+def left_out(logp_Nk: jax.Array) -> jax.Array:
+    """The probability of all other tokens, float32 `[N]`."""
+    return jnp.maximum(1.0 - jnp.sum(jnp.exp(logp_Nk), axis=-1), LEAST_LEFT)
+
+
+def entropy(teacher_logp_Nk: jax.Array, *, others: bool = False) -> jax.Array:
+    """-sum_k p_k log p_k of the teacher's likeliest tokens, float32 `[N]`: `kl` of a student that equals it.
+
+    Args:
+      others: as in `kl`.
+    """
+    own = -jnp.sum(jnp.exp(teacher_logp_Nk) * teacher_logp_Nk, axis=-1)
+    rest = left_out(teacher_logp_Nk)
+    return own - rest * jnp.log(rest) if others else own
 
 
 def l1(chunks: Factors, bias: Factors | None, context_N: jax.Array, weight_C: jax.Array, max_chunks: int) -> jax.Array:

@@ -40,4 +40,5 @@ def step_config(fields: Mapping[str, Any], stage: Mapping[str, Any]) -> StepConf
         remat=fields.get("remat", "none"),
         neftune=fields.get("neftune", 0.0),
         focus=setting(fields, stage, "focus"),
+        others=setting(fields, stage, "others"),
     )

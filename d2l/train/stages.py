@@ -11,7 +11,7 @@ from d2l.hypernet.chunk import Chunking
 
 # What every stage says.
 COMMON = ("order", "steps", "warmup", "final", "lr_factor")
-OWN = ("loss", "focus")  # what a stage may say in place of the config
+OWN = ("loss", "focus", "others")  # what a stage may say in place of the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The stages of a config in their order, each with its learning rate.
 
     A stage with `data` trains on records (`StoredStage` and `Shapes` say its fields), any other on needles
-    (`NeedleStage`); each may have a `loss` and a `focus` of its own.
+    (`NeedleStage`); each may have a `loss`, a `focus` and `others` of its own.
 
     Raises:
       UserError: a stage lacks a field, or has one that does not exist.
@@ -70,7 +70,7 @@ def read_stages(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def setting(fields: Mapping[str, Any], stage: Mapping[str, Any], name: str) -> Any:
     """A name of `OWN` for a stage: its own setting, else the config's."""
-    return ({"focus": 0.0} | dict(fields) | dict(stage))[name]
+    return ({"focus": 0.0, "others": False} | dict(fields) | dict(stage))[name]
 
 
 def needle_stage(stage: Mapping[str, Any], **changes: Any) -> NeedleStage:

@@ -46,6 +46,7 @@ class StepConfig:
         hypernetwork's aggregator is recomputed too.
       focus: share of the loss whose tokens are weighted by what the document tells of them (`document_weight`); the
         rest is the plain mean.
+      others: whether the tokens that the teacher's likeliest leave out are one more outcome of the KL (`losses.kl`).
       neftune: alpha of the uniform noise on the student's input embeddings, alpha / sqrt(tokens of the prompt * D) at
         most; 0 is none.
     """
@@ -58,6 +59,7 @@ class StepConfig:
     remat: str = "none"
     neftune: float = 0.0
     focus: float = 0.0
+    others: bool = False
 
     def __post_init__(self):
         if self.loss not in ("ce", "kl"):
@@ -130,13 +132,14 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
         else:
             teacher_RD = responses("teacher", group["teacher_row"], group["teacher_index"])
             top = losses.teacher_top_k(decoder.unembed, jax.lax.stop_gradient(teacher_RD))
-        loss_R = losses.kl(decoder.unembed, student_RD, *top)
+        loss_R = losses.kl(decoder.unembed, student_RD, *top, others=step.others)
         sums["kl"] = jnp.sum(weight_R * loss_R)
     loss = sums[step.loss]
     if step.focus:
         without_RD = responses("query", group["response_row"], group["response_index"])
         if step.loss == "kl":
-            missing_R = losses.kl(decoder.unembed, without_RD, *top) - losses.entropy(top[1])
+            missing_R = losses.kl(decoder.unembed, without_RD, *top, others=step.others)
+            missing_R -= losses.entropy(top[1], others=step.others)
         else:
             missing_R, _ = losses.cross_entropy(decoder.unembed, without_RD, group["response_tokens"])
         focused_R = document_weight(jax.lax.stop_gradient(missing_R), weight_R, query_R)

@@ -47,6 +47,28 @@ def test_kl_is_over_the_teachers_top_16_not_renormalised(head, x):
     assert (np.asarray(losses.kl(lambda x: x @ head.T, teacher, *top)) <= np.asarray(got) + 1e-6).all()
 
 
+def test_kl_with_all_other_tokens_as_one_outcome_is_lowest_at_the_teacher(head, x):
+    def unembed(x):
+        return x @ head.T
+
+    teacher = jax.random.normal(jax.random.key(3), (N, D))
+    top = losses.teacher_top_k(unembed, teacher)
+    logp, logq = log_softmax(teacher @ head.T), log_softmax(x @ head.T)
+    order = np.argsort(-logp, axis=-1)[:, :16]
+    p, q = (np.exp(np.take_along_axis(a, order, -1)) for a in (logp, logq))
+    p, q = (np.append(a, 1 - a.sum(-1, keepdims=True), axis=-1) for a in (p, q))
+    np.testing.assert_allclose(losses.kl(unembed, x, *top, others=True), -(p * np.log(q)).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(losses.entropy(top[1], others=True), -(p * np.log(p)).sum(-1), rtol=1e-4)
+
+    def loss(x, others):
+        return losses.kl(unembed, x, *top, others=others).sum()
+
+    slope = {others: np.abs(jax.grad(loss)(teacher, others)).max() for others in (True, False)}
+    assert slope[True] < 1e-4 < 1e-2 < slope[False]  # the paper's is lower elsewhere: where other tokens have nothing
+    sure = jnp.zeros((N, 16)).at[:, 1:].set(-jnp.inf)  # a teacher that leaves nothing out
+    assert np.isfinite(jax.grad(lambda x: losses.kl(unembed, x, top[0], sure, others=True).sum())(x)).all()
+
+
 def test_blocks_of_rows_equal_one_block(head, x, monkeypatch):
     tokens = jax.random.randint(jax.random.key(2), (N,), 0, V)
 
