@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     suites = config.suites.to_dict()
     config.suites = ml_collections.ConfigDict(
         {
-            "short": suites["short"] | {"documents": 30, "seed": 3},
+            "short": suites["short"] | {"seed": 3},
             "middle": suites["middle"] | {"documents": 20, "seed": 3},
             "real": suites["real_2"],
             "unrelated": suites["unrelated"],
