@@ -85,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, help="hypernetwork folder to write")
     sub.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
     sub.add_argument("--best", action="store_true", help="the one with the least training loss")
-    sub.add_argument("--strength", type=float, default=1.0, help="of its adapters; 1 is as they were trained")
 
     sub = command("average", average, "write the mean of the weights of stages of one training", model=False)
     sub.add_argument("hypernets", nargs="+", help="two folders or more")
@@ -211,7 +210,7 @@ def train(args: argparse.Namespace) -> None:
 def export_checkpoint(args: argparse.Namespace) -> None:
     from d2l.train.product import export_checkpoint as export
 
-    step = export(args.workdir, args.out, step=args.step, best=args.best, strength=args.strength)
+    step = export(args.workdir, args.out, step=args.step, best=args.best)
     print(f"{args.out}: hypernetwork of step {step} written")
 
 

@@ -21,6 +21,4 @@ said said_128 pages_128 --limit 1200 --closed-qa 0.9 --seed 6
 said said_160 pages_160 --limit 1408 --closed-qa 0.9 --unfinished keep --seed 7
 said said_wiki cloze_plain_128 --limit 448 --closed-qa 0 --unfinished keep --seed 8
 d2l train --config configs/smollm2_distil.py --workdir runs/smollm2_distil
-# On 12 pages of the validation split KL is least near 1.2 times the strength that was trained.
-d2l export-checkpoint runs/smollm2_distil --out runs/smollm2_distil_12 --strength 1.2
-d2l eval --config configs/eval_distil.py --workdir runs/eval_distil --config.hypernet=runs/smollm2_distil_12
+d2l eval --config configs/eval_distil.py --workdir runs/eval_distil --config.hypernet=runs/smollm2_distil/hypernet

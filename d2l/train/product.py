@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from d2l.errors import UserError
 from d2l.hypernet.chunk import Chunking
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.hypernet import abstract_hypernet
@@ -59,21 +58,16 @@ def make_card(fields: dict[str, Any], updates: int) -> dict[str, Any]:
     return {"config": fields, "updates": updates} | dataclasses.asdict(Chunking(**chunking))
 
 
-def export_checkpoint(
-    workdir: str, out: str, *, step: int | None = None, best: bool = False, strength: float = 1.0
-) -> int:
+def export_checkpoint(workdir: str, out: str, *, step: int | None = None, best: bool = False) -> int:
     """Write the hypernetwork of a checkpoint of `workdir` to the folder `out`; returns the checkpoint's number.
 
     Args:
       step: which checkpoint; default the latest.
       best: instead the one with the least loss.
-      strength: of its adapters against those that were trained; multiplies the scale.
 
     Raises:
-      UserError: no workdir, no such checkpoint, no positive strength, or `out` cannot be written.
+      UserError: no workdir, no such checkpoint, or `out` cannot be written.
     """
-    if not 0 < strength < float("inf"):
-        raise UserError(f"strength is {strength}: give a positive number, as 1.2.")
     place = whole_path(workdir)
     fields, description = read_json(place / "config.json"), read_json(place / DESCRIPTION)
     sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in description["hypernet"].items()}
@@ -83,7 +77,5 @@ def export_checkpoint(
         lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=here), abstract_hypernet(product.config)[1]
     )
     params, number = read_params(place, params, step=step, best=best)
-    scaled = dataclasses.replace(product.config, scale=product.config.scale * strength)
-    product = dataclasses.replace(product, config=scaled)
     product.save(epath.Path(out), params, make_card(fields, number), jnp.dtype(fields["save_dtype"]))
     return number

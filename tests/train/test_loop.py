@@ -1,6 +1,5 @@
 """The loop: resumes bit for bit, stops cleanly, and loses nothing."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -282,11 +281,6 @@ def test_exporting_a_checkpoint_gives_what_the_run_gave(whole, tmp_path):
     )
     assert export_checkpoint(str(whole[0]), str(tmp_path / "six"), step=6) == 6
     assert load_hypernet(tmp_path / "six")[2]["card"]["updates"] == 6
-    export_checkpoint(str(whole[0]), str(tmp_path / "strong"), strength=1.5)
-    one, strong = (load_hypernet(tmp_path / name)[0] for name in ("latest", "strong"))
-    assert strong == dataclasses.replace(one, scale=1.5 * one.scale)
-    with pytest.raises(UserError, match="strength is 0"):
-        export_checkpoint(str(whole[0]), str(tmp_path / "none"), strength=0.0)
     with pytest.raises(UserError, match="has no checkpoint 2"):
         export_checkpoint(str(whole[0]), str(tmp_path / "two"), step=2)
     with pytest.raises(UserError, match="give the workdir of a run"):
