@@ -13,6 +13,7 @@ from d2l.adapter import Factors
 
 TEACHER_TOP_K = 16
 ROWS = 512
+LEAST_LEFT = 1e-6  # what rounding leaves of a probability that is nearly one
 
 Unembed = Callable[[jax.Array], jax.Array]
 
@@ -86,9 +87,6 @@ def kl(
         return (loss - left_out(logp) * jnp.log(left_out(logq)) if others else loss,)
 
     return by_rows(rows, x_ND, (teacher_tokens_Nk, teacher_logp_Nk))[0]
-
-
-LEAST_LEFT = 1e-6  # what rounding leaves of a probability that is nearly one
 
 
 def left_out(logp_Nk: jax.Array) -> jax.Array:
