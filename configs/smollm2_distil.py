@@ -2,8 +2,8 @@
 
 From `checkpoints/pages_smollm2`, which knows a page's facts and says them in a word: here the target answers in its own
 manner, as unsure as it is with the document. Stages: pages about people whose answers end, half of the loss where the
-page tells most; longer pages, answers without an end among them, and passages of Wikipedia; the same with a KL that also
-counts the tokens which the teacher's likeliest leave out. The launcher makes the data, trains and evaluates:
+page tells most; longer pages, answers without an end among them, and passages of Wikipedia; the same with a KL that
+also counts the tokens which the teacher's likeliest leave out. The launcher makes the data, trains and evaluates:
 
     launch/smollm2_distil.sh
     d2l train --config configs/smollm2_distil.py --workdir runs/smollm2_distil
