@@ -7,6 +7,8 @@ K r composed rank, Q queries, i and o input and output width of a module.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,8 @@ class Adapter:
 
     Attributes:
       factors: `{module: {"A": [L, C, R, d_in], "B": [L, C, R, d_out]}}`; rows past a context's own rank are zero.
+        A memory (`d2l/hypernet/memory.py`) has entries of single layers beside them: `down_proj@22`, where L is 1 and
+        R its own.
       ranks: int32 `[C]`, rows that each context really uses.
       scale: s, already multiplied by any user factor.
       target_name, target_hash: the language model that the adapter was made for.
@@ -45,8 +49,8 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """Padded rank R."""
-        return next(iter(self.factors.values()))["A"].shape[2]
+        """Padded rank R of the modules, without that of a memory."""
+        return next(ab["A"].shape[2] for name, ab in self.factors.items() if "@" not in name)
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +132,7 @@ class Adapter:
 
 def scaled(factors: Factors, scale: float) -> Factors:
     """The same factors with B multiplied by a scale."""
-    return {name: {"A": ab["A"], "B": ab["B"] * scale} for name, ab in factors.items()}
+    return {name: ab | {"B": ab["B"] * scale} for name, ab in factors.items()}
 
 
 def compose(
@@ -151,19 +155,25 @@ def compose(
     Returns:
       Factors `[L, C, R, d]` with R = (max_chunks + 1) r (without bias max_chunks r), and the ranks `[C]` in use.
     """
-    rank = next(iter(chunks.values()))["A"].shape[2]
-    extra = int(bias is not None)
-    slots = max_chunks + extra
+
+    def empty(a_NLrd: jax.Array, slots: int) -> jax.Array:
+        _, L, r, d = a_NLrd.shape
+        return jnp.zeros((L, num_contexts, slots * r, d), a_NLrd.dtype)
+
     buffer = {
-        name: {key: jnp.zeros((a.shape[1], num_contexts, slots * rank, a.shape[3]), a.dtype) for key, a in ab.items()}
-        for name, ab in chunks.items()
+        name: {key: empty(a, max_chunks + has_bias(name, bias)) for key, a in ab.items()} for name, ab in chunks.items()
     }
     factors = place(buffer, chunks, context_N, slot_N)
     kept_N = jnp.where(context_N < 0, num_contexts, context_N)  # past the end: dropped
     counts_C = jnp.zeros(num_contexts, jnp.int32).at[kept_N].add(1, mode="drop")
     if bias is not None:
         factors = place_bias(factors, bias, counts_C)
-    return factors, (counts_C + extra) * rank
+    return factors, (counts_C + int(bias is not None)) * next(iter(chunks.values()))["A"].shape[2]
+
+
+def has_bias(name: str, bias: Mapping[str, Any] | None) -> int:
+    """1 where factors of this name have room for a learned bias, else 0."""
+    return int(bias is not None and name in bias)
 
 
 def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Array) -> Factors:
@@ -204,8 +214,14 @@ def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Fact
     Returns:
       Factors of the shapes and dtypes of `buffer`, whose free places are zeros, the last of all.
     """
-    r = next(iter(chunks.values()))["A"].shape[2]
-    old = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:2], -1, r, a.shape[3]), 0, 2), buffer)
+
+    def by_chunk(a_LCRd, chunk_NLrd):
+        r = chunk_NLrd.shape[2]
+        whole = a_LCRd.shape[2] // r * r
+        return jnp.moveaxis(a_LCRd[:, :, :whole].reshape(*a_LCRd.shape[:2], -1, r, a_LCRd.shape[3]), 0, 2)
+
+    slots = min(old.shape[2] // new.shape[2] for old, new in zip(*map(jax.tree.leaves, (buffer, chunks)), strict=True))
+    old = jax.tree.map(lambda a, b: by_chunk(a, b)[:, :slots], buffer, chunks)
     new = jax.tree.map(lambda a, b: a.astype(b.dtype), chunks, buffer)
     old_CS, new_N = loudness(old), loudness(new)
     C, S = old_CS.shape
@@ -216,7 +232,9 @@ def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Fact
     def pick(buffer_LCRd, old_CSLrd, new_NLrd):
         kept = jnp.take_along_axis(old_CSLrd, jnp.minimum(pick_CS, S - 1)[..., None, None, None], axis=1)
         come = jnp.take(new_NLrd, jnp.maximum(pick_CS - S, 0), axis=0)
-        return jnp.moveaxis(jnp.where(from_old_CS111, kept, come), 2, 0).reshape(buffer_LCRd.shape)
+        chosen = jnp.moveaxis(jnp.where(from_old_CS111, kept, come), 2, 0)
+        chosen = chosen.reshape(*buffer_LCRd.shape[:2], -1, buffer_LCRd.shape[3])
+        return buffer_LCRd.at[:, :, : chosen.shape[2]].set(chosen)
 
     return jax.tree.map(pick, buffer, old, new)
 
@@ -224,15 +242,19 @@ def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Fact
 def place_bias(buffer: Factors, bias: Factors, counts_C: jax.Array) -> Factors:
     """Append the learned bias `[L, r, d]` to every context, after its `counts_C` chunks."""
     C = counts_C.shape[0]
+    with_bias = {name: buffer[name] for name in bias}
     copies = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (C, *a.shape)), bias)
-    return place(buffer, copies, jnp.arange(C), counts_C)
+    return buffer | place(with_bias, copies, jnp.arange(C), counts_C)
 
 
 def merge(params: dict, adapter: Adapter, context: int = 0) -> dict:
     """Stacked target parameters with W + s B^T A in place of W for one context; float32 sums, the dtype of W."""
     layers = {name: dict(value) if isinstance(value, dict) else value for name, value in params["layers"].items()}
     for name, ab in adapter.factors.items():
+        name, _, layer = name.partition("@")
         group = layers["self_attn"] if name in layers["self_attn"] else layers["mlp"]
         delta_Loi = adapter.scale * jnp.einsum("lro,lri->loi", ab["B"][:, context], ab["A"][:, context])
-        group[name] = (group[name].astype(jnp.float32) + delta_Loi.astype(jnp.float32)).astype(group[name].dtype)
+        wide = group[name].astype(jnp.float32)
+        wide = wide.at[int(layer)].add(delta_Loi[0]) if layer else wide + delta_Loi.astype(jnp.float32)
+        group[name] = wide.astype(group[name].dtype)
     return params | {"layers": layers}

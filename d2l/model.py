@@ -21,9 +21,10 @@ from d2l.hypernet.chunk import Chunking
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import check_encoder
 from d2l.hypernet.hypernet import abstract_hypernet
-from d2l.hypernet.reader import batch_chunks, make_reader
+from d2l.hypernet.reader import batch_chunks, empty_factors, make_reader
 from d2l.hypernet.store import load_hypernet
 from d2l.target.decoder import abstract_decoder
+from d2l.target.factors import adapter_layers
 from d2l.target.generate import Generator, Sampling
 from d2l.target.tokenizer import Message, Tokenizer
 from d2l.target.weights import LoadedTarget, load_target
@@ -150,15 +151,7 @@ class DocToLora:
         chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), chunking)
         hyper, C = self.hypernet.config, len(chunks)
         counts_C = np.array([chunking.kept(len(parts)) for parts in chunks], np.int32)
-        rows = (int(counts_C.max()) + hyper.use_bias) * hyper.rank
-        dtype = self.generator.dtype
-        buffer: Factors = {
-            name: {
-                "A": jnp.zeros((hyper.num_layers, C, rows, d_in), dtype),
-                "B": jnp.zeros((hyper.num_layers, C, rows, d_out), dtype),
-            }
-            for name, d_in, d_out in zip(hyper.target_modules, hyper.d_in, hyper.d_out, strict=True)
-        }
+        buffer = empty_factors(hyper, C, int(counts_C.max()), self.generator.dtype)
         read = self._reader(iterative, loudest=any(len(parts) > chunking.kept(len(parts)) for parts in chunks))
         for batch in batch_chunks(chunks, _tokenizer(self._encoder).pad_id):
             buffer = read(self._encoder.params, self.hypernet.params, buffer, *batch)
@@ -181,12 +174,14 @@ class DocToLora:
             raise UserError("no hypernetwork is loaded: give one as d2l.load(target, hypernet=FOLDER).")
         room = self._encoder.config.max_position_embeddings - sum(map(len, _tokenizer(self._encoder).turn_wrapper))
         card = self.hypernet.chunking
+        if self.hypernet.config.memory_layers:
+            room = min(room, self.hypernet.config.memory_tokens - sum(self.hypernet.config.turn_tokens))
         fields = dataclasses.asdict(card) | {"max_chunk_len": min(card.max_chunk_len, room)}
         chunking = Chunking(**fields | {name: value for name, value in changes.items() if value is not None})
         if chunking.max_chunk_len > room:
             raise UserError(
-                f"max_chunk_len is {chunking.max_chunk_len}, the window of {self._encoder.name} has room for {room} "
-                f"tokens beside the chat turn: give at most {room}."
+                f"max_chunk_len is {chunking.max_chunk_len}, {self._encoder.name} and the hypernetwork have room for "
+                f"{room} tokens beside the chat turn: give at most {room}."
             )
         return chunking
 
@@ -219,6 +214,7 @@ class DocToLora:
         def finish(hyper, buffer, counts_C):
             bias = nnx.merge(hyper_def, hyper).bias()
             factors = buffer if bias is None else place_bias(buffer, bias, counts_C)
+            factors = nnx.merge(hyper_def, hyper).solve(factors)
             return factors, jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(factors)]))
 
         return jax.jit(finish, donate_argnums=1)
@@ -318,7 +314,7 @@ class DocToLora:
         layers = self.target.config.num_hidden_layers
 
         def logits(params, tokens_QT, factors):
-            per_layer = factors and [jax.tree.map(lambda a: a[i], factors) for i in range(layers)]  # noqa: B023
+            per_layer = factors and adapter_layers(factors, layers)
             return nnx.merge(graphdef, params)(tokens_QT, adapter=per_layer)
 
         return jax.jit(logits)

@@ -6,6 +6,7 @@ from d2l.errors import UserError
 
 FEATURES = ("per_layer_activations", "early_exit", "embed_only")
 AGGREGATORS = ("perceiver", "direct")
+MEMORY_MODULE = "down_proj"  # whose inputs are the keys of a memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,10 @@ class HypernetConfig:
         anything to say can be silent; not in the paper, whose rows all have about the same length.
       copy_size: width of the pointers by which every row also copies from the document (`copies`); 0 has none, as in
         the paper.
+      memory_layers: layers that also get a row for every token of the document (`memory`); none in the paper.
+      memory_tokens: rows of a chunk in each of these, so the most tokens of a chunk in its chat turn.
+      memory_size: width of the translation between keys in the document and in answers.
+      turn_tokens: tokens of the chat turn before and after a document, which a memory says nothing of.
     """
 
     target_modules: tuple[str, ...]
@@ -67,6 +72,10 @@ class HypernetConfig:
     scaler_b_init: float = 0.0
     row_gate: bool = False
     copy_size: int = 0
+    memory_layers: tuple[int, ...] = ()
+    memory_tokens: int = 0
+    memory_size: int = 32
+    turn_tokens: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
         if self.features not in FEATURES:
@@ -82,6 +91,27 @@ class HypernetConfig:
                 f"copy_size is {self.copy_size} with features {self.features} and target_modules "
                 f"{', '.join(self.target_modules)}: it needs early_exit, and modules that write to the residual stream "
                 "(down_proj, o_proj)."
+            )
+        if self.memory_layers:
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        if self.features != "early_exit" or MEMORY_MODULE not in self.target_modules:
+            raise UserError(
+                f"memory_layers is {self.memory_layers} with features {self.features} and target_modules "
+                f"{', '.join(self.target_modules)}: it needs early_exit and {MEMORY_MODULE}."
+            )
+        if sorted(set(self.memory_layers)) != list(self.memory_layers) or not (
+            0 <= self.memory_layers[0] and self.memory_layers[-1] < self.num_layers
+        ):
+            raise UserError(
+                f"memory_layers is {self.memory_layers}: give layers of the target, ascending, 0 to "
+                f"{self.num_layers - 1}."
+            )
+        if self.memory_tokens <= sum(self.turn_tokens):
+            raise UserError(
+                f"memory_tokens is {self.memory_tokens}, the chat turn alone has {sum(self.turn_tokens)}: give the "
+                "most tokens of a chunk in its turn."
             )
 
     @property

@@ -1,5 +1,6 @@
 """What the hypernetwork reads: activations of a frozen context encoder (SPEC 2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from d2l import mesh
 from d2l.errors import UserError
-from d2l.hypernet.config import HypernetConfig
+from d2l.hypernet.config import MEMORY_MODULE, HypernetConfig
 from d2l.hypernet.copies import unit_rms
 from d2l.target.config import TargetConfig
 from d2l.target.decoder import Decoder
@@ -29,6 +30,27 @@ def check_encoder(config: HypernetConfig, encoder: TargetConfig) -> None:
     needed = config.layer_idx if config.features == "early_exit" else (config.ctx_encoder_last_layer or 0)
     if needed > layers:
         raise UserError(f"features of layer {needed} were asked for, the context encoder has {layers} layers.")
+
+
+def check_turn(config: HypernetConfig, turn: tuple[Sequence[int], Sequence[int]], max_chunk_len: int) -> None:
+    """Raise a `UserError` where a memory was made for another chat turn, or has no room for chunks.
+
+    Args:
+      turn: token ids of the chat turn before and after a document.
+    """
+    if not config.memory_layers:
+        return
+    given = tuple(map(len, turn))
+    if given != config.turn_tokens:
+        raise UserError(
+            f"turn_tokens of the hypernetwork is {config.turn_tokens}, the encoder's chat turn has {given} tokens "
+            "before and after a document: set it to that."
+        )
+    if max_chunk_len + sum(given) > config.memory_tokens:
+        raise UserError(
+            f"chunks of {max_chunk_len} tokens and {sum(given)} of their chat turn do not fit into a memory of "
+            f"{config.memory_tokens}: raise memory_tokens, or lower max_chunk_len."
+        )
 
 
 def context_features(
@@ -76,9 +98,11 @@ def read_context(
     Returns:
       The features (`context_features`), and with `copy_size` what rows are copied from, each vector with a root mean
       square of 1: `tokens`, the embeddings `[N, T, D]`, and `inputs`, those of each target module at every token
-      `{module: [L, N, T, d_in]}`.
+      `{module: [L, N, T, d_in]}`. With `memory_layers` also `memory`: `inputs` `[n, N, T, i]` of `down_proj` and
+      `stream` `[n, N, T, D]` of the block in these layers, and `words` `[N, T, D]`, unit vectors along which the
+      head tells each token from all others.
     """
-    if not config.copy_size:
+    if not (config.copy_size or config.memory_layers):
         place = {"positions_NT": positions_NT, "segments_NT": segments_NT}
         return context_features(encoder, config, tokens_NT, **place), None
     embedded_NTD = encoder.embed(tokens_NT)
@@ -86,8 +110,15 @@ def read_context(
         embedded_NTD, positions_BT=positions_NT, segments_BT=segments_NT, collect=("block", *config.target_modules)
     )
     x_NTF = last_NTD if config.layer_idx == config.num_layers else inputs["block"][config.layer_idx]
-    sources = {
-        "tokens": unit_rms(embedded_NTD),
-        "inputs": {name: unit_rms(mesh.reshard(inputs[name], *[None] * 4)) for name in config.target_modules},
-    }
+    sources: dict[str, Any] = {}
+    if config.copy_size:
+        sources["tokens"] = unit_rms(embedded_NTD)
+        sources["inputs"] = {name: unit_rms(mesh.reshard(inputs[name], *[None] * 4)) for name in config.target_modules}
+    if config.memory_layers:
+        layers = list(config.memory_layers)
+        sources["memory"] = {
+            "inputs": jnp.stack([inputs[MEMORY_MODULE][layer] for layer in layers]),
+            "stream": jnp.stack([inputs["block"][layer] for layer in layers]),
+            "words": encoder.word_directions(tokens_NT),
+        }
     return jax.lax.stop_gradient((encoder.final_norm(x_NTF), sources))

@@ -15,6 +15,7 @@ from d2l import mesh
 from d2l.hypernet.aggregator import MLP_FACTOR, Aggregator
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.copies import B_START, Copies, Sources
+from d2l.hypernet.memory import Memory
 
 LAYER_NORM_EPS = 1e-5
 GATE_START = 3.0  # logit of a fresh gate: nearly open, so that a trained hypernetwork keeps its function
@@ -105,6 +106,8 @@ class Hypernet(nnx.Module):
         if config.copy_size:
             self.copies = Copies(config, rngs)
             self.scaler_copy = nnx.Dict({name: nnx.Param(jnp.full((L, r), jnp.float32(B_START))) for name in sizes})
+        if config.memory_layers:
+            self.memory = Memory(config, rngs)
 
     def __call__(
         self,
@@ -121,22 +124,29 @@ class Hypernet(nnx.Module):
         Args:
           features: `[N, T, F]`, or `[N, L, T, F]` for per-layer activations.
           mask: bool, True at the tokens of a chunk: `[N, T]`, or `[N, P, T]` for P chunks packed in each row.
-          sources: what rows are copied from (`read_context`); only with `copy_size`.
+          sources: what rows are copied from (`read_context`); only with `copy_size` or `memory_layers`.
           chunks_C: int32, which of the N * P chunks to write factors for (row * P + place in the row); default all.
           iterative: run the aggregator on one layer's feature after the other (small peak memory) instead of on all at
             once; the result is the same. Per-layer activations only.
           remat: recompute the aggregator in the backward pass, one layer's feature at a time.
 
         Returns:
-          `{module: {"A": [C, L, r, d_in], "B": [C, L, r, d_out]}}`, without scale and learned bias.
+          `{module: {"A": [C, L, r, d_in], "B": [C, L, r, d_out]}}`, without scale and learned bias. With
+          `memory_layers` also keys and values of a memory (`Memory`), which `solve` makes factors of when the chunks
+          of a context are together.
         """
         c = self.config
         mask_NPT = mask if mask.ndim == 3 else mask[:, None]
         e_CqZ = self.embed(features, mask_NPT, iterative or remat, remat)
         copies = self.copies(e_CqZ, features, mask_NPT, sources) if c.copy_size else None
+        memory = self.memory(features, mask_NPT, sources["memory"], chunks_C) if c.memory_layers else {}
         if chunks_C is not None:
             e_CqZ, copies = jax.tree.map(lambda a: jnp.take(a, chunks_C, axis=0), (e_CqZ, copies))
-        return self.to_factors(e_CqZ.reshape(-1, c.num_layers, c.num_modules, c.rank, c.latent_size), copies)
+        return self.to_factors(e_CqZ.reshape(-1, c.num_layers, c.num_modules, c.rank, c.latent_size), copies) | memory
+
+    def solve(self, factors: Factors) -> Factors:
+        """Composed factors `[L, C, R, d]` with the keys of a memory as its A rows; without a memory as they are."""
+        return self.memory.solve(factors) if self.config.memory_layers else factors
 
     def embed(self, features: jax.Array, mask_NPT: jax.Array, iterative: bool, remat: bool) -> jax.Array:
         """Output-query embeddings `[N * P, L * M * r, Z]`."""

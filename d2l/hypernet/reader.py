@@ -5,15 +5,17 @@ Letters: N chunks of a call, T chunk tokens.
 
 from collections.abc import Callable, Iterator
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from d2l.adapter import Factors, keep_loudest, place
-from d2l.hypernet.config import HypernetConfig
+from d2l.hypernet.config import MEMORY_MODULE, HypernetConfig
 from d2l.hypernet.features import read_context
 from d2l.hypernet.hypernet import abstract_hypernet
 from d2l.target.config import TargetConfig
 from d2l.target.decoder import abstract_decoder
+from d2l.target.factors import memory_name
 from d2l.target.generate import bucket
 
 # Tokens that go through encoder and hypernetwork together: enough to keep a CPU busy, and what bounds peak memory.
@@ -39,6 +41,20 @@ def make_reader(
         return keep_loudest(buffer, chunks, context_N) if loudest else place(buffer, chunks, context_N, slot_N)
 
     return read
+
+
+def empty_factors(config: HypernetConfig, contexts: int, chunks: int, dtype: jnp.dtype) -> Factors:
+    """Zeros `[L, C, R, d]` with room for `chunks` chunks of each context, and for the learned bias."""
+    rows = (chunks + config.use_bias) * config.rank
+    modules = zip(config.target_modules, config.d_in, config.d_out, strict=True)
+    shapes = {name: (config.num_layers, rows, d_in, d_out) for name, d_in, d_out in modules}
+    for layer in config.memory_layers:
+        _, _, *widths = shapes[MEMORY_MODULE]
+        shapes[memory_name(MEMORY_MODULE, layer)] = (1, chunks * config.memory_tokens, *widths)
+    return {
+        name: {"A": jnp.zeros((L, contexts, R, d_in), dtype), "B": jnp.zeros((L, contexts, R, d_out), dtype)}
+        for name, (L, R, d_in, d_out) in shapes.items()
+    }
 
 
 def batch_chunks(chunks: list[list[list[int]]], pad_id: int) -> Iterator[tuple[np.ndarray, ...]]:

@@ -8,7 +8,6 @@ layer axis and scanned (training, sharding, short compiles), or one by one (`uns
 about 2.5 times faster, since a scan copies each layer's weights out of the stack.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from d2l import mesh
 from d2l.target import few_rows
 from d2l.target.attention import apply_rope, attend, rope_table
 from d2l.target.config import TargetConfig
+from d2l.target.factors import split_memories, unstack
 from d2l.target.product import float32_product
 from d2l.target.quantize import widen
 from d2l.target.splash import splash_attention, usable
@@ -30,6 +30,7 @@ ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 # Layers that stand one by one hold these as one weight: fewer, larger products take a tenth off a decode step.
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+MEMORY = "memory"  # beside an adapter's modules: more factors of those that it names
 INPUTS = "inputs"  # beside an adapter's modules: a dict that takes the inputs of those it names
 # What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -67,9 +68,10 @@ def linear(module: nnx.Module, name: str, x_BTi: jax.Array, adapter: dict[str, A
     y_BTo = times(x_BTi, w_oi)
     if name in adapter.get(INPUTS, ()):
         adapter[INPUTS][name] = x_BTi
-    if name not in adapter:
-        return y_BTo
-    return y_BTo + low_rank(x_BTi, adapter[name], mesh.split_of(w_oi, 0))
+    for ab in (adapter.get(name), adapter.get(MEMORY, {}).get(name)):
+        if ab is not None:
+            y_BTo = y_BTo + low_rank(x_BTi, ab, mesh.split_of(w_oi, 0))
+    return y_BTo
 
 
 def linears(module: nnx.Module, joined: str, x_BTi: jax.Array, adapter: dict[str, Any]) -> list[jax.Array]:
@@ -238,6 +240,14 @@ class Decoder(nnx.Module):
         cap = self.config.final_logit_softcapping
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
+    def word_directions(self, tokens_BT: jax.Array) -> jax.Array:
+        """Unit vectors `[B, T, D]` of the residual stream along which the head tells each token from the mean."""
+        head_VD = (self.embed_tokens if self.config.tie_word_embeddings else self.lm_head)[...]
+        weight = self.norm[...].astype(jnp.float32) + self.config.norm_offset
+        mean_D = jnp.mean(head_VD, axis=0, dtype=jnp.float32)
+        x_BTD = (mesh.take(head_VD, tokens_BT).astype(jnp.float32) - mean_D[None, None]) * weight[None, None]
+        return (x_BTD / jnp.linalg.norm(x_BTD, axis=-1, keepdims=True)).astype(head_VD.dtype)
+
     def final_norm(self, x_BTD: jax.Array) -> jax.Array:
         """The norm between the last block and the head."""
         return rms_norm(x_BTD, self.norm[...], self.config)
@@ -263,7 +273,8 @@ class Decoder(nnx.Module):
             causal order: consecutive in a row, and within the slots.
           segments_BT: int32, no attention across segments (packed rows, padding); not with a cache.
           adapter: `{module: {"A": [L, B, R, d_in], "B": [L, B, R, d_out]}}`, a row of its own per batch row; with
-            unstacked layers a sequence of L such dicts without L.
+            unstacked layers a sequence of L such dicts without L (`adapter_layers`). Factors of single layers
+            (`memory_name`) may have a gate of their own, `"gate": [1, B, T, R]`.
           gate_BTR: which of the adapter's R rows each token uses, 0 or 1; default all.
           cache: `{"k": [L, B, K, S, H], "v": [L, B, K, H, S]}`; with unstacked layers a sequence of L without L.
           fresh: nothing is in the cache yet and row positions are 0..T-1: attention is over these T tokens alone.
@@ -296,7 +307,7 @@ class Decoder(nnx.Module):
                 masks |= {"window": jnp.where(sliding, c.sliding_window, jnp.iinfo(jnp.int32).max)}
             ab = ab or {}
             if gate_BTR is not None:
-                ab = {name: factors | {"gate": gate_BTR} for name, factors in ab.items()}
+                ab = {name: f if name == MEMORY else f | {"gate": gate_BTR} for name, f in ab.items()}
             if isinstance(collect, bool):
                 out_BTD, kv = block(x_BTD, ropes, kv, ab, masks)
                 return out_BTD, (kv, x_BTD if collect else None)
@@ -314,15 +325,30 @@ class Decoder(nnx.Module):
             return x_BTD, cache and caches, jax.tree.map(lambda *a: jnp.stack(a), *inputs) if collect else None
 
         graphdef, params = nnx.split(self.layers)
-        first = jax.tree.map(lambda a: a[:count], (nnx.to_pure_dict(params), adapter, cache))
+        adapter, memories = split_memories(adapter) if adapter else (adapter, {})
 
-        def scan_body(x_BTD, layer):
-            params, sliding, ab, kv = layer
-            return body(x_BTD, (nnx.merge(graphdef, widen(mesh.gather(params))), sliding, ab, kv))
+        def run_part(x_BTD, start, stop):
+            """Blocks `start` to `stop` - 1, of which the first may have a memory."""
+            part = jax.tree.map(lambda a: a[start:stop], (nnx.to_pure_dict(params), adapter, cache))
 
-        if remat != "none":
-            scan_body = jax.checkpoint(scan_body, prevent_cse=False, policy=REMAT[remat])
-        x_BTD, (cache, inputs) = jax.lax.scan(scan_body, x_BTD, (first[0], sliding_L, *first[1:]))
+            def scan_body(x_BTD, layer):
+                params, sliding, ab, kv = layer
+                if start in memories:
+                    ab = (ab or {}) | {MEMORY: memories[start]}
+                return body(x_BTD, (nnx.merge(graphdef, widen(mesh.gather(params))), sliding, ab, kv))
+
+            if remat != "none":
+                scan_body = jax.checkpoint(scan_body, prevent_cse=False, policy=REMAT[remat])
+            return jax.lax.scan(scan_body, x_BTD, (part[0], sliding_L[start:stop], *part[1:]))
+
+        # A layer with a memory stands alone, so that no other layer has room for one.
+        alone = [layer for layer in memories if layer < count]
+        ends = sorted({0, count, *alone, *(layer + 1 for layer in alone)})
+        seen = []
+        for start, stop in zip(ends[:-1], ends[1:], strict=True):
+            x_BTD, out = run_part(x_BTD, start, stop)
+            seen.append(out)
+        cache, inputs = seen[0] if len(seen) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *seen)
         return x_BTD, cache, inputs
 
     def __call__(self, tokens_BT: jax.Array, **kwargs) -> jax.Array:
@@ -338,11 +364,6 @@ def abstract_decoder(config: TargetConfig, *, stacked: bool = True) -> tuple[nnx
     """
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0), stacked=stacked)))
     return graphdef, nnx.to_pure_dict(state)
-
-
-def unstack(tree: Any, count: int) -> tuple[Any, ...]:
-    """Trees of one layer each, out of a tree stacked on a leading layer axis of length `count`."""
-    return tuple(jax.tree.map(operator.itemgetter(i), tree) for i in range(count))
 
 
 def unstack_params(params: Params, count: int) -> Params:

@@ -19,7 +19,8 @@ from flax import nnx
 
 from d2l.errors import UserError
 from d2l.target.config import TargetConfig
-from d2l.target.decoder import Decoder, Params, abstract_decoder, init_cache, unstack, unstack_params
+from d2l.target.decoder import Decoder, Params, abstract_decoder, init_cache, unstack_params
+from d2l.target.factors import adapter_layers
 
 PREFILL_PIECE = 2048  # longer prompts go through the decoder in pieces of this many tokens
 
@@ -346,10 +347,10 @@ class Generator:
         """The adapter layer by layer, its rank and rows padded to a bucket."""
         if adapter is None:
             return None
-        contexts, rank = next(iter(adapter.values()))["A"].shape[1:3]
 
         def pad(array):
+            contexts, rank = array.shape[1:3]
             more = 0 if contexts == 1 else rows - contexts
             return jnp.pad(array, ((0, 0), (0, more), (0, bucket(rank) - rank), (0, 0)))
 
-        return unstack(jax.tree.map(pad, adapter), self.config.num_hidden_layers)
+        return adapter_layers(jax.tree.map(pad, adapter), self.config.num_hidden_layers)

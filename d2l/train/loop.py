@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from d2l.data.batch import NeedleBatches
 from d2l.errors import UserError
 from d2l.hypernet.config import HypernetConfig
+from d2l.hypernet.features import check_turn
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.hypernet.sink import project_out, sink_directions
 from d2l.hypernet.store import load_hypernet
@@ -75,6 +76,8 @@ def train(
         hyper = hypernet_config(fields["hypernet"], target.config)
         if mesh is not None:
             check_mesh(mesh, target.config, hyper)
+        for stage in stages:
+            together(lambda stage=stage: check_turn(hyper, target.tokenizer.turn_wrapper, stage["max_chunk_len"]))
         product = Product(hyper, target.name, target.weights_hash)
         together(lambda: product.claim(workdir), first_only=True)
         feeds = together(lambda: [_feed(stage, target, fields, layout) for stage in stages])
@@ -208,15 +211,18 @@ def _init(
 
 
 def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
-    """The parameters of the hypernetwork to start from; gates that it does not have are fresh ones."""
+    """The parameters of the hypernetwork to start from; gates and a memory that it does not have are fresh ones."""
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
+    if not earlier.memory_layers:
+        memory = ("memory_layers", "memory_tokens", "memory_size", "turn_tokens")
+        start |= {name: getattr(hyper, name) for name in memory}
     if dataclasses.replace(earlier, **start) != hyper or (earlier.row_gate and not hyper.row_gate):
         given, wanted = dataclasses.asdict(earlier), dataclasses.asdict(hyper)
         other = [f"{key} is {given[key]} there and {wanted[key]} here" for key in given if given[key] != wanted[key]]
         raise UserError(f"{fields['init']} is another hypernetwork than config.hypernet: {'; '.join(other)}.")
-    fresh = {} if earlier.row_gate == hyper.row_gate else {"gate": init_hypernet(hyper, fields["seed"])["gate"]}
-    return params | fresh
+    fresh = init_hypernet(hyper, fields["seed"])
+    return params | {name: fresh[name] for name in ("gate", "memory") if name in fresh and name not in params}
 
 
 class _Update:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from d2l import mesh
-from d2l.adapter import Factors
+from d2l.adapter import Factors, has_bias
 
 TEACHER_TOP_K = 16
 ROWS = 512
@@ -113,13 +113,12 @@ def l1(chunks: Factors, bias: Factors | None, context_N: jax.Array, weight_C: ja
       weight_C: float32, of each context.
     """
     of_chunk_N = jnp.where(context_N < 0, 0.0, jnp.take(weight_C, context_N, mode="clip"))
-    extra = int(bias is not None)
 
-    def size(a_NLrd, *bias_Lrd):
+    def size(name: str, key: str) -> jax.Array:
+        a_NLrd = chunks[name][key]
         total = jnp.sum(of_chunk_N * jnp.sum(jnp.abs(a_NLrd), axis=(1, 2, 3), dtype=jnp.float32))
-        for b_Lrd in bias_Lrd:
-            total += jnp.sum(weight_C) * jnp.sum(jnp.abs(b_Lrd), dtype=jnp.float32)
-        return total / ((max_chunks + extra) * a_NLrd[0].size)
+        if has_bias(name, bias):
+            total += jnp.sum(weight_C) * jnp.sum(jnp.abs(bias[name][key]), dtype=jnp.float32)
+        return total / ((max_chunks + has_bias(name, bias)) * a_NLrd[0].size)
 
-    sizes = jax.tree.map(size, chunks, *([] if bias is None else [bias]))
-    return sum(ab["A"] + ab["B"] for ab in sizes.values()) / len(sizes)
+    return sum(size(name, key) for name in chunks for key in ("A", "B")) / len(chunks)

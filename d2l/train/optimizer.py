@@ -12,7 +12,7 @@ from d2l.errors import UserError
 
 # Learned vectors, norms and biases are not decayed.
 DECAYED = ("proj", "head", "w1", "w2")
-SPARED = ("bias_", "scaler_", "gate", "copies")  # groups of learned vectors
+SPARED = ("bias_", "scaler_", "gate", "copies", "memory")  # groups of learned vectors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,11 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
     )
     mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(step.row_chunks)[None, :, None]
     chunks = hypernet(features, mask_NPS, sources=sources, chunks_C=group["chunk_place"], remat=step.remat != "none")
+    memories = {name: ab for name, ab in chunks.items() if "@" in name}
+    chunks = {name: ab for name, ab in chunks.items() if "@" not in name}
     factors, gate_QTR = adapters_of_rows(chunks, hypernet.bias(), group, step.max_chunks)
+    if memories:
+        factors = factors | memories_of_rows(memories, hypernet.solve, group, step.max_chunks)
     adapter = jax.tree.map(lambda a: a.astype(dtype), scaled(factors, hyper.scale))
 
     # ---- queries under the adapters of their contexts
@@ -123,7 +127,9 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
         "ce": jnp.sum(weight_R * ce_R),
         "accuracy": jnp.sum(weight_R * hit_R),
         "exact": jnp.sum(jnp.where(wrong_q == 0, weight_q, 0.0)),
-        "l1": losses.l1(chunks, hypernet.bias(), group["chunk_context"], group["context_weight"], step.max_chunks),
+        "l1": losses.l1(
+            chunks | memories, hypernet.bias(), group["chunk_context"], group["context_weight"], step.max_chunks
+        ),
     }
     loss_R = ce_R
     if step.loss == "kl":
@@ -208,6 +214,34 @@ def adapters_of_rows(
 
     factors = jax.tree.map(end_to_end, chunks, *([] if bias is None else [bias]))
     return factors, jnp.repeat(gate_QTN.astype(first.dtype), r, axis=2)
+
+
+def memories_of_rows(
+    memories: Factors, solve: Callable[[Factors], Factors], group: Batch, max_chunks: int
+) -> dict[str, dict[str, jax.Array]]:
+    """The memories of a group's query rows: those of a row's contexts end to end, with a gate for each token's own.
+
+    Args:
+      memories: keys and values of chunks, `{name: {"A": [N, 1, m, i], "B": [N, 1, m, o]}}`.
+      solve: keys of whole contexts to A rows (`Hypernet.solve`).
+
+    Returns:
+      `{name: {"A": [1, Q, R, i], "B": [1, Q, R, o], "gate": [1, Q, T, R]}}`, R = U * max_chunks * m.
+    """
+    contexts_QU, slots_QT = group["query_contexts"], group["query_slots"]
+    place = {"num_contexts": len(group["context_weight"]), "max_chunks": max_chunks, "bias": None}
+    factors = solve(compose(memories, group["chunk_context"], group["chunk_slot"], **place)[0])
+
+    def of_rows(a_1CRd: jax.Array) -> jax.Array:
+        a_1QURd = jnp.take(a_1CRd, contexts_QU, axis=1)
+        return a_1QURd.reshape(*a_1QURd.shape[:2], -1, a_1QURd.shape[4])
+
+    rows = jax.tree.map(of_rows, factors)
+    own_QTU = jax.nn.one_hot(slots_QT, contexts_QU.shape[1], dtype=next(iter(factors.values()))["A"].dtype)
+    return {
+        name: ab | {"gate": jnp.repeat(own_QTU, ab["A"].shape[2] // contexts_QU.shape[1], axis=2)[None]}
+        for name, ab in rows.items()
+    }
 
 
 def shares_adapter(row_contexts: int, chunks: int, max_chunks: int, bias: int) -> bool:

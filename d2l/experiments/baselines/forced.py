@@ -13,6 +13,7 @@ from d2l.experiments.baselines.face import Memory
 from d2l.experiments.baselines.kv_cache import laid_out
 from d2l.model import DocToLora
 from d2l.target.decoder import abstract_decoder
+from d2l.target.factors import adapter_layers
 from d2l.target.generate import bucket
 
 
@@ -26,7 +27,7 @@ class Forced:
 
         def logits(params, cache, tokens_1T, positions_1T, index_R, factors):
             decoder = nnx.merge(graphdef, params)
-            per_layer = factors and [jax.tree.map(lambda a: a[i], factors) for i in range(layers)]  # noqa: B023
+            per_layer = factors and adapter_layers(factors, layers)
             x_1TD, _, _ = decoder.run_blocks(
                 decoder.embed(tokens_1T), positions_BT=positions_1T, cache=cache, adapter=per_layer
             )

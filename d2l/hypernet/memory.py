@@ -1,0 +1,138 @@
+"""Adapter rows that remember a document token by token: one ridge regression, no training step (not in the paper).
+
+In a few layers each token of a chunk has a row of its own. Its key is the input that `down_proj` has there, its value
+the direction of the word that follows. Added up as they are, rows answer to everything that resembles them, and the
+rows of one text resemble each other; so A is what a ridge regression makes of all keys of a document together,
+
+    A = (K K^T + ridge I)^-1 K,   B^T A = the matrix that maps each key to its value, in the least squares
+
+(the delta rule of fast weights in closed form: Schlag et al., 2021, arXiv 2102.11174; as edits of a model's
+`down_proj`: Meng et al., 2023, arXiv 2210.07229). What is learned: how much each token says, how strong rows are, which
+numbers of a key count, and how a key looks from a question.
+
+A memory's factors stand beside those of the modules under `down_proj@22`, 22 being the layer; their layer axis is 1.
+
+Letters: N rows of context tokens, P chunks packed in a row, C chunks (or contexts), T tokens of a row, m rows of a
+chunk's memory, R rows of a context's, F feature width, Z width of the gates, n memory layers, i and o input and output
+width of `down_proj`, S width of a translation.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from d2l.hypernet.config import MEMORY_MODULE, HypernetConfig
+from d2l.target.factors import memory_name
+
+GATE_WIDTH = 128
+GATE_START = 2.0  # logit of a fresh gate
+STRENGTH_START, RIDGE_START = 0.2, 0.1  # near what is best before any training (docs/log.md)
+LEAST = 1e-6
+# What a value is made of: the word after a token, the token itself, the word after the next.
+PARTS = 3
+
+
+class Memory(nnx.Module):
+    """Keys and values of the tokens of a chunk, and the regression over those of a context."""
+
+    def __init__(self, config: HypernetConfig, rngs: nnx.Rngs):
+        n, S, F = len(config.memory_layers), config.memory_size, config.feature_size
+        place = config.target_modules.index(MEMORY_MODULE)
+        i, o = config.d_in[place], config.d_out[place]
+
+        def normal(fan_in: int, *shape: int) -> nnx.Param:
+            return nnx.Param(fan_in**-0.5 * jax.random.normal(rngs.params(), shape))
+
+        def full(value: float, *shape: int) -> nnx.Param:
+            return nnx.Param(jnp.full(shape, jnp.float32(value)))
+
+        self.config = config
+        self.gate_in, self.gate_out = normal(F, F, GATE_WIDTH), full(0.0, GATE_WIDTH, n * PARTS)
+        self.gate_bias = full(0.0, n * PARTS)
+        self.metric = full(0.0, n, i)  # log weight of each number of a key
+        self.seen, self.asked = normal(i, n, i, S), full(0.0, n, S, i)
+        self.gain = full(1.0, n, PARTS, o)
+        self.log_strength, self.log_ridge = full(0.0, n), full(0.0, n)
+
+    def __call__(
+        self, features_NTF: jax.Array, mask_NPT: jax.Array, sources: dict[str, Any], chunks_C: jax.Array | None
+    ) -> dict[str, dict[str, jax.Array]]:
+        """Keys and values of chunks, which `solve` makes factors of.
+
+        Args:
+          mask_NPT: bool, the tokens of each chunk, which stand together.
+          sources: as `read_context` returns them under `memory`.
+          chunks_C: as in `Hypernet`.
+
+        Returns:
+          `{name: {"A": [C, 1, m, i], "B": [C, 1, m, o]}}`: keys of length 1, zero where there is no token; values
+          zero at the last token and those of the chat turn.
+        """
+        c = self.config
+        (N, P, T), m = mask_NPT.shape, c.memory_tokens
+        mask_CT = mask_NPT.reshape(N * P, T)
+        row_C = jnp.arange(N * P) // P
+        if chunks_C is not None:
+            mask_CT, row_C = jnp.take(mask_CT, chunks_C, axis=0), chunks_C // P
+        start_C, length_C = jnp.argmax(mask_CT, axis=1), jnp.sum(mask_CT, axis=1)
+        place_Cm = jnp.broadcast_to(jnp.arange(m)[None], (len(row_C), m))
+        real_Cm = place_Cm < length_C[:, None]
+        before, after = c.turn_tokens
+        said_Cm = (place_Cm >= before) & (place_Cm + 1 < length_C[:, None] - after)  # the next one is of the document
+
+        def tokens(a_NTd: jax.Array, shift: int = 0) -> jax.Array:
+            index_Cm = jnp.minimum(start_C[:, None] + place_Cm + shift, T - 1)
+            return a_NTd[row_C[:, None], index_Cm]
+
+        hidden = jax.nn.silu(tokens(features_NTF) @ self.gate_in[...])
+        part_Cmnk = (hidden @ self.gate_out[...] + self.gate_bias[...][None, None]).reshape(*place_Cm.shape, -1, PARTS)
+        open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0] + GATE_START)
+        second_Cm = said_Cm & (place_Cm + 2 < length_C[:, None] - after)
+        words = [tokens(sources["words"], shift) for shift in (1, 0, 2)]
+        words[2] = jnp.where(second_Cm[..., None], words[2], 0)
+        factors = {}
+        for j, layer in enumerate(c.memory_layers):
+            h_Cmi = tokens(sources["inputs"][j]).astype(jnp.float32)
+            # The first token of any text is huge in some layers; what a key has along it would move every prompt's.
+            sink_C1i = h_Cmi[:, :1]
+            sink_C1i = sink_C1i / jnp.maximum(jnp.linalg.norm(sink_C1i, axis=-1, keepdims=True), LEAST)
+            k_Cmi = h_Cmi - jnp.sum(h_Cmi * sink_C1i, axis=-1, keepdims=True) * sink_C1i
+            size_Cm1 = jnp.linalg.norm(k_Cmi, axis=-1, keepdims=True)
+            k_Cmi = jnp.where((real_Cm & (place_Cm > 0))[..., None], k_Cmi / jnp.maximum(size_Cm1, LEAST), 0.0)
+            # A residual stream of length 1 would be moved by `strength` where a key is met again.
+            strength = STRENGTH_START * jnp.exp(self.log_strength[j].astype(jnp.float32))
+            length_Cm1 = jnp.linalg.norm(tokens(sources["stream"][j]).astype(jnp.float32), axis=-1, keepdims=True)
+            scale_Cm1 = strength * length_Cm1 / jnp.maximum(size_Cm1, LEAST)
+            gain_ko = self.gain[j]
+            value = words[0] * gain_ko[0][None, None]
+            for k in (1, 2):
+                value = value + part_Cmnk[:, :, j, k, None] * words[k] * gain_ko[k][None, None]
+            value = value.astype(jnp.float32) * open_Cmn[:, :, j, None].astype(jnp.float32) * scale_Cm1
+            value = jnp.where(said_Cm[..., None], value, 0.0) / c.scale
+            factors[memory_name(MEMORY_MODULE, layer)] = {
+                "A": k_Cmi.astype(features_NTF.dtype)[:, None],
+                "B": value.astype(features_NTF.dtype)[:, None],
+            }
+        return factors
+
+    def solve(self, factors: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, jax.Array]]:
+        """Keys of contexts `[1, C, R, i]` as A rows; other entries as they are."""
+        solved = dict(factors)
+        for j, layer in enumerate(self.config.memory_layers):
+            name = memory_name(MEMORY_MODULE, layer)
+            k_CRi = factors[name]["A"][0].astype(jnp.float32)
+            weight_i = jnp.exp(self.metric[j].astype(jnp.float32))[None, None]
+            ridge = RIDGE_START * jnp.exp(self.log_ridge[j].astype(jnp.float32))
+            seen_CRi = k_CRi * weight_i
+            size_CR1 = jnp.sqrt(jnp.sum(jnp.square(seen_CRi), axis=-1, keepdims=True) + LEAST**2)
+            seen_CRi = seen_CRi / size_CR1
+            gram_CRR = jnp.einsum("cri,csi->crs", seen_CRi, seen_CRi)
+            gram_CRR = gram_CRR + ridge * jnp.eye(gram_CRR.shape[-1])[None]
+            a_CRi = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram_CRR), True), seen_CRi / size_CR1 * weight_i)
+            narrow = factors[name]["A"].dtype
+            moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
+            a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
+            solved[name] = {"A": a_CRi.astype(narrow)[None], "B": factors[name]["B"]}
+        return solved
