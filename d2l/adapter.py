@@ -196,13 +196,17 @@ def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Ar
 
 
 def loudness(chunks: Factors) -> jax.Array:
-    """How much chunks `[..., L, r, d]` change the target: ||B^T A||_F over layers and modules, float32 `[...]`."""
+    """How much chunks `[..., L, r, d]` change the target: ||B^T A||_F over layers and modules, float32 `[...]`.
+
+    Without their memory, which says about as much of any text.
+    """
 
     def squared(ab: dict[str, jax.Array]) -> jax.Array:
         gram = (jnp.einsum("...ri,...si->...rs", a, a, preferred_element_type=jnp.float32) for a in ab.values())
         return jnp.sum(jnp.multiply(*gram), axis=(-3, -2, -1))  # ||B^T A||^2 = <A A^T, B B^T>
 
-    return jnp.sqrt(jnp.maximum(sum(map(squared, chunks.values())), 0.0))
+    modules = (ab for name, ab in chunks.items() if "@" not in name)
+    return jnp.sqrt(jnp.maximum(sum(map(squared, modules)), 0.0))
 
 
 def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Factors:

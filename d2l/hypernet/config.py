@@ -43,6 +43,7 @@ class HypernetConfig:
         the paper.
       memory_layers: layers that also get a row for every token of the document (`memory`); none in the paper.
       memory_tokens: rows of a chunk in each of these, so the most tokens of a chunk in its chat turn.
+      memory_strength, memory_ridge: where a memory's strength (of the residual stream's length) and ridge begin.
       memory_size: width of the translation between keys in the document and in answers.
       turn_tokens: tokens of the chat turn before and after a document, which a memory says nothing of.
     """
@@ -75,6 +76,8 @@ class HypernetConfig:
     memory_layers: tuple[int, ...] = ()
     memory_tokens: int = 0
     memory_size: int = 32
+    memory_strength: float = 0.2
+    memory_ridge: float = 0.1
     turn_tokens: tuple[int, int] = (0, 0)
 
     def __post_init__(self):

@@ -28,7 +28,6 @@ from d2l.target.factors import memory_name
 
 GATE_WIDTH = 128
 GATE_START = 2.0  # logit of a fresh gate
-STRENGTH_START, RIDGE_START = 0.2, 0.1  # near what is best before any training (docs/log.md)
 LEAST = 1e-6
 # What a value is made of: the word after a token, the token itself, the word after the next.
 PARTS = 3
@@ -102,7 +101,7 @@ class Memory(nnx.Module):
             size_Cm1 = jnp.linalg.norm(k_Cmi, axis=-1, keepdims=True)
             k_Cmi = jnp.where((real_Cm & (place_Cm > 0))[..., None], k_Cmi / jnp.maximum(size_Cm1, LEAST), 0.0)
             # A residual stream of length 1 would be moved by `strength` where a key is met again.
-            strength = STRENGTH_START * jnp.exp(self.log_strength[j].astype(jnp.float32))
+            strength = self.config.memory_strength * jnp.exp(self.log_strength[j].astype(jnp.float32))
             length_Cm1 = jnp.linalg.norm(tokens(sources["stream"][j]).astype(jnp.float32), axis=-1, keepdims=True)
             scale_Cm1 = strength * length_Cm1 / jnp.maximum(size_Cm1, LEAST)
             gain_ko = self.gain[j]
@@ -124,15 +123,22 @@ class Memory(nnx.Module):
             name = memory_name(MEMORY_MODULE, layer)
             k_CRi = factors[name]["A"][0].astype(jnp.float32)
             weight_i = jnp.exp(self.metric[j].astype(jnp.float32))[None, None]
-            ridge = RIDGE_START * jnp.exp(self.log_ridge[j].astype(jnp.float32))
+            ridge = self.config.memory_ridge * jnp.exp(self.log_ridge[j].astype(jnp.float32))
             seen_CRi = k_CRi * weight_i
             size_CR1 = jnp.sqrt(jnp.sum(jnp.square(seen_CRi), axis=-1, keepdims=True) + LEAST**2)
             seen_CRi = seen_CRi / size_CR1
             gram_CRR = jnp.einsum("cri,csi->crs", seen_CRi, seen_CRi)
             gram_CRR = gram_CRR + ridge * jnp.eye(gram_CRR.shape[-1])[None]
-            a_CRi = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram_CRR), True), seen_CRi / size_CR1 * weight_i)
+            a_CRi = _solve(gram_CRR, seen_CRi / size_CR1 * weight_i)
             narrow = factors[name]["A"].dtype
             moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
             a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
             solved[name] = {"A": a_CRi.astype(narrow)[None], "B": factors[name]["B"]}
         return solved
+
+
+def _solve(gram_CRR: jax.Array, keys_CRi: jax.Array) -> jax.Array:
+    """gram^-1 keys, by Cholesky."""
+    lower_CRR = jax.lax.linalg.cholesky(gram_CRR, symmetrize_input=False)
+    half_CRi = jax.lax.linalg.triangular_solve(lower_CRR, keys_CRi, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(lower_CRR, half_CRi, left_side=True, lower=True, transpose_a=True)

@@ -215,8 +215,8 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
     if not earlier.memory_layers:
-        memory = ("memory_layers", "memory_tokens", "memory_size", "turn_tokens")
-        start |= {name: getattr(hyper, name) for name in memory}
+        names = [field.name for field in dataclasses.fields(hyper) if field.name.startswith(("memory_", "turn_"))]
+        start |= {name: getattr(hyper, name) for name in names}
     if dataclasses.replace(earlier, **start) != hyper or (earlier.row_gate and not hyper.row_gate):
         given, wanted = dataclasses.asdict(earlier), dataclasses.asdict(hyper)
         other = [f"{key} is {given[key]} there and {wanted[key]} here" for key in given if given[key] != wanted[key]]

@@ -310,7 +310,10 @@ def gradients(
 
 
 def check_mesh(on: jax.sharding.Mesh, target: TargetConfig, hyper: HypernetConfig) -> None:
-    """Raise a `UserError` where a mesh's model axis does not divide the heads or widths of both models."""
+    """Raise a `UserError` where a mesh's model axis does not divide the heads or widths of both models, or at a memory,
+    whose regressions JAX (0.12) cannot split."""
+    if hyper.memory_layers:
+        raise UserError("memory_layers is set, and a memory cannot be trained on a mesh yet: leave out one of the two.")
     mesh.check_divisible(
         on,
         num_attention_heads=target.num_attention_heads,

@@ -14,10 +14,11 @@ import pytest
 from d2l import mesh as meshes
 from d2l.data.batch import make_example
 from d2l.data.pack import Packer, Shapes, stack_groups
+from d2l.errors import UserError
 from d2l.hypernet.hypernet import init_hypernet
 from d2l.train.optimizer import OptimizerConfig, make_optimizer
 from d2l.train.pretrain import init_target
-from d2l.train.step import StepConfig, adapters_of_rows, gradients, init_state, make_step
+from d2l.train.step import StepConfig, adapters_of_rows, check_mesh, gradients, init_state, make_step
 from tests.conftest import hypernet_config, lively
 
 PACKS, DOCUMENTS = 8, 24
@@ -126,6 +127,13 @@ def test_meshes_agree_on_copies(copying, packed):
     expected = run(copying, packed[0])
     for name in ("2 x 4", "fsdp"):
         same(run(copying, packed[0], mesh=meshes.make_mesh(MESHES[name])), expected)
+
+
+def test_a_memory_on_a_mesh_is_refused(setup):
+    target = setup[0]
+    hyper = hypernet_config(target, memory_layers=(1,), memory_tokens=90, turn_tokens=(2, 1))
+    with pytest.raises(UserError, match="memory cannot be trained on a mesh"):
+        check_mesh(meshes.make_mesh(MESHES["fsdp"]), target, hyper)
 
 
 def test_unpacked_equals_packed(setup, examples, tokenizer, packed):

@@ -14,6 +14,7 @@ from d2l.data.batch import NeedleBatches, NeedleStage, make_example
 from d2l.data.pack import Example, Packer, Shapes, stack_groups
 from d2l.errors import UserError
 from d2l.hypernet.hypernet import init_hypernet
+from d2l.model import DocToLora, Hypernetwork
 from d2l.target.decoder import abstract_decoder
 from d2l.target.weights import load_target
 from d2l.train import losses
@@ -280,3 +281,38 @@ def test_schedule_runs_through_its_stages():
 def test_state_starts_at_zero(params):
     state = init_state(params, optax.sgd(0.1))
     assert int(state["step"]) == 0
+
+
+def test_a_memory_of_packed_rows_is_that_of_each_document_in_use(target, params, examples):
+    """A batch of three documents in shared rows against each alone, and the first against `DocToLora`."""
+    turn = tuple(map(len, target.tokenizer.turn_wrapper))
+    hyper = hypernet_config(
+        target.config,
+        aggregator="direct",
+        memory_layers=(1, 2),
+        memory_tokens=40,
+        turn_tokens=turn,
+        memory_strength=2.0,
+    )
+    params = params | {"memory": init_hypernet(hyper, 0)["memory"]}
+    packed = dataclasses.replace(
+        SHAPES, ctx_rows=3, ctx_tokens=80, row_chunks=4, query_rows=2, query_tokens=180, row_contexts=3, teacher_rows=0
+    )
+    metrics = loss_of(params, target, hyper, batch_of(examples, packed), row_chunks=4)
+    alone = [loss_of(params, target, hyper, batch_of([e]))["ce"] for e in examples]
+    assert metrics["ce"] == pytest.approx(np.mean(alone), rel=1e-4)
+    model = DocToLora(target, Hypernetwork(hyper, params, description(target)))
+    query = examples[0].queries[0]
+    logits = model.logits([[*query.prompt, *query.response[:-1]]], model.internalize("The sky is blue."))
+    ce = optax.softmax_cross_entropy_with_integer_labels(
+        logits[0, len(query.prompt) - 1 :], jnp.asarray(query.response, jnp.int32)
+    )
+    assert alone[0] == pytest.approx(float(jnp.mean(ce)), rel=1e-3)
+    without = {name: a for name, a in params.items() if name != "memory"}
+    plain = loss_of(without, target, dataclasses.replace(hyper, memory_layers=()), batch_of(examples))["ce"]
+    assert abs(plain - metrics["ce"]) > 1e-3
+
+
+def description(target):
+    named = {"name": target.name, "weights_hash": target.weights_hash}
+    return {"target": named, "card": {"max_chunk_len": 30}}

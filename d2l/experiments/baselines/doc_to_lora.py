@@ -48,7 +48,7 @@ def d2l(
 
 
 def united(adapter: Adapter, bias_rank: int) -> Adapter:
-    """All contexts as one: their chunks along the rank axis, then the learned bias, once (SPEC 4).
+    """All contexts as one: their chunks along the rank axis, then the learned bias, once (SPEC 4); so their memories.
 
     Args:
       bias_rank: the last rows of every context that hold the learned bias.
@@ -61,6 +61,12 @@ def united(adapter: Adapter, bias_rank: int) -> Adapter:
         rows = [a_LCRd[:, c, : rank - bias_rank] for c, rank in enumerate(ranks)]
         return jnp.concatenate([*rows, a_LCRd[:, 0, ranks[0] - bias_rank : ranks[0]]], axis=1)[:, None]
 
-    factors = jax.tree.map(unite, adapter.factors)
+    factors = {}
+    for name, ab in adapter.factors.items():
+        factors[name] = jax.tree.map(_end_to_end if "@" in name else unite, ab)
     total = sum(ranks) - bias_rank * (len(ranks) - 1)
     return Adapter(factors, jnp.array([total], jnp.int32), adapter.scale, adapter.target_name, adapter.target_hash)
+
+
+def _end_to_end(a_1CRd: jax.Array) -> jax.Array:
+    return a_1CRd.reshape(a_1CRd.shape[0], 1, -1, a_1CRd.shape[3])

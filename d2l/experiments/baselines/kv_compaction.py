@@ -20,6 +20,7 @@ from d2l.errors import UserError
 from d2l.experiments.baselines.face import Memory, Method, NotRun, Prompt
 from d2l.experiments.baselines.in_context import cut_middle, joined, room
 from d2l.experiments.baselines.kv_cache import KVCache
+from d2l.hypernet.reader import empty_factors
 from d2l.model import DocToLora
 from d2l.target.attention import apply_rope, rope_table
 from d2l.target.config import TargetConfig
@@ -94,8 +95,9 @@ def adapter_nbytes(model: DocToLora, tokens: int) -> int:
     """Bytes of the adapter that D2L makes of a document."""
     hyper = model.hypernet.config
     chunking = model.chunking()
-    rows = (chunking.kept(len(chunking.split(range(tokens)))) + hyper.use_bias) * hyper.rank
-    return hyper.num_layers * rows * (sum(hyper.d_in) + sum(hyper.d_out)) * model.generator.dtype.itemsize
+    kept = chunking.kept(len(chunking.split(range(tokens))))
+    factors = jax.eval_shape(lambda: empty_factors(hyper, 1, kept, model.generator.dtype))
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(factors))
 
 
 def kv_compaction(model: DocToLora, max_new_tokens: int, *, keep: int | None = None) -> Method:

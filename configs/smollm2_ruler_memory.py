@@ -1,0 +1,49 @@
+"""RULER's needles on SmolLM2-135M-Instruct, UUIDs and eight keys among them: a memory of the document's tokens."""
+
+import ml_collections
+
+from configs import smollm2_ruler
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = smollm2_ruler.get_config()
+    config.init = "checkpoints/ruler_smollm2"
+    config.hypernet.update(
+        {
+            "memory_layers": (12, 17, 22),
+            "memory_tokens": 110,
+            "turn_tokens": (8, 6),
+            "memory_strength": 1.0,
+            "memory_ridge": 0.03,
+        }
+    )
+    config.lr_multipliers.memory = 10.0
+    config.update({"max_chunk_len": 96, "keep_chunks": 8})
+    stage = {
+        "order": 0,
+        "steps": 350,
+        "warmup": 10,
+        "lr_factor": 1.0,
+        "final": 0.03,
+        "data": {
+            "single": {"path": "data/ruler_single", "weight": 0.4},
+            "few": {"path": "data/ruler_few", "weight": 0.2},
+            "keys": {"path": "data/ruler_keys", "weight": 0.4},
+        },
+        "chunk_at": "sentences",
+        "min_chunk_len": 24,
+        "max_chunk_len": 96,
+        "max_chunks": 8,
+        # One pack: 4,000 positions of documents, 2,400 of questions with their answers.
+        "contexts": 22,
+        "chunks": 66,
+        "ctx_rows": 8,
+        "ctx_tokens": 500,
+        "row_chunks": 12,
+        "query_rows": 6,
+        "query_tokens": 400,
+        "row_contexts": 5,
+        "responses": 600,
+    }
+    config.stages = ml_collections.ConfigDict({"memory": stage})
+    return config
