@@ -11,9 +11,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.hypernet.update({"memory_layers": (22, 26), "memory_tokens": 114, "memory_size": 32, "turn_tokens": (8, 6)})
     config.lr_multipliers.memory = 10.0
     said = config.stages.said.to_dict() | {
-        "order": 0,
-        "steps": 250,
-        "final": 0.03,
         "others": True,
         "max_chunk_len": 100,
         # One pack: 1,760 positions of documents, 2,640 of questions with their answers.
@@ -22,14 +19,19 @@ def get_config() -> ml_collections.ConfigDict:
         "ctx_rows": 4,
         "ctx_tokens": 440,
         "row_chunks": 8,
-        "responses": 1000,
-        "max_chunks": 2,
         "row_contexts": 4,
-        "data": {
-            "pages": {"path": "data/said_160", "weight": 0.5},
-            "plain": {"path": "data/said_wiki", "weight": 0.2},
-            "blanks": {"path": "data/said_cloze", "weight": 0.3},
-        },
+        "max_chunks": 2,
+        "responses": 1000,
     }
-    config.stages = ml_collections.ConfigDict({"memory": said})
+
+    def data(pages: float, plain: float, blanks: float) -> dict:
+        shares = {"said_160": pages, "said_wiki": plain, "said_cloze": blanks}
+        return {"data": {name: {"path": f"data/{name}", "weight": share} for name, share in shares.items()}}
+
+    config.stages = ml_collections.ConfigDict(
+        {
+            "memory": said | data(0.5, 0.2, 0.3) | {"order": 0, "steps": 75, "final": 1.0},
+            "fall": said | data(0.4, 0.25, 0.35) | {"order": 1, "steps": 100, "lr_factor": 0.8, "final": 0.03},
+        }
+    )
     return config

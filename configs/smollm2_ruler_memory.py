@@ -10,25 +10,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.init = "checkpoints/ruler_smollm2"
     config.hypernet.update(
         {
-            "memory_layers": (12, 17, 22),
+            "memory_layers": (12, 16, 23),
             "memory_tokens": 110,
             "turn_tokens": (8, 6),
-            "memory_strength": 1.0,
+            "memory_strength": 0.7,
             "memory_ridge": 0.03,
         }
     )
     config.lr_multipliers.memory = 10.0
+    config.checkpoint_every = 20
     config.update({"max_chunk_len": 96, "keep_chunks": 8})
     stage = {
         "order": 0,
-        "steps": 350,
+        "steps": 240,
         "warmup": 10,
         "lr_factor": 1.0,
         "final": 0.03,
         "data": {
-            "single": {"path": "data/ruler_single", "weight": 0.4},
-            "few": {"path": "data/ruler_few", "weight": 0.2},
-            "keys": {"path": "data/ruler_keys", "weight": 0.4},
+            "single": {"path": "data/ruler_single_joined", "weight": 0.4},
+            "few": {"path": "data/ruler_few_joined", "weight": 0.2},
+            "keys": {"path": "data/ruler_keys_joined", "weight": 0.4},
         },
         "chunk_at": "sentences",
         "min_chunk_len": 24,
@@ -41,9 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
         "ctx_tokens": 500,
         "row_chunks": 12,
         "query_rows": 6,
-        "query_tokens": 400,
+        "query_tokens": 460,
         "row_contexts": 5,
-        "responses": 600,
+        "responses": 1100,
     }
     config.stages = ml_collections.ConfigDict({"memory": stage})
     return config

@@ -81,7 +81,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--needles", help="keys with a value, as 1-8, instead of the tasks' own number")
     sub.add_argument("--queries", type=int, default=1, help="most questions about a document, for training")
     sub.add_argument(
-        "--answers", default="value", help=f"{ANSWER_FORMS}; questions ask for values alone with the first two"
+        "--answers",
+        default="value",
+        help=f"{ANSWER_FORMS}; joined, a sentence without a space before the value; the first two ask for values alone",
     )
     sub.add_argument("--seed", type=int, default=0)
 

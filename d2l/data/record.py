@@ -1,6 +1,7 @@
 """One document and what is asked about it: the record that every data set, generator and evaluation speaks."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,10 @@ ANSWERS = ("value", "spaced", "sentence", "continued")
 OPTIONAL = ("kind", "start")  # fields of a query that its JSON may lack
 
 
-def check_answers(form: str) -> None:
-    """Raise a `UserError` where `form` is none of `ANSWERS`."""
-    if form not in ANSWERS:
-        raise UserError(f"answers are {form!r}: give one of {', '.join(ANSWERS)}.")
+def check_answers(form: str, forms: Sequence[str] = ANSWERS) -> None:
+    """Raise a `UserError` where `form` is none of `forms`."""
+    if form not in forms:
+        raise UserError(f"answers are {form!r}: give one of {', '.join(forms)}.")
 
 
 class Teacher(NamedTuple):

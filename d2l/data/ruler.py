@@ -24,12 +24,13 @@ import numpy as np
 
 from d2l.data.background import sentences_of, surround
 from d2l.data.niah import NOISE
-from d2l.data.record import Query, Record, check_answers
+from d2l.data.record import ANSWERS, Query, Record, check_answers
 from d2l.data.split import draw
 from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
+FORMS = (*ANSWERS, "joined")
 NEEDLE = "One of the special magic {}s for {} is: {}."
 KINDS = {"numbers": "number", "uuids": "UUID"}
 ADJECTIVES = (
@@ -112,9 +113,10 @@ def ruler_at(
     Args:
       needles: at least and at most so many keys have a value, instead of the task's number; drawn uniformly.
       queries: most questions about a document, each about other keys. A task has one; training learns from more.
-      answers: one of `ANSWERS`: the values alone, or `spaced`; a sentence that names the keys before them, as the
-        answers do that RULER itself begins; or such a sentence `continued` from the values on, its beginning being the
-        query's `start`.
+      answers: one of `FORMS`: the values alone, or `spaced`; a sentence that names the keys before them, as the
+        answers do that RULER itself begins; such a sentence `joined`, without the space before the values, so that a
+        value follows what names its key at once; or `continued` from the values on, its beginning being the query's
+        `start`.
       short: end questions in a line that asks for the values alone.
 
     Raises:
@@ -125,7 +127,7 @@ def ruler_at(
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     spec = TASKS[task]
-    check_answers(answers)
+    check_answers(answers, FORMS)
     rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
     used: set[str] = set()
     low, high = needles or (spec.needles, spec.needles)
@@ -165,8 +167,8 @@ def _told(query: Query, kind: str, asked: list[str], count: int, form: str) -> Q
     values = f" {query.answers[0]}."
     if form == "spaced":
         return query._replace(answers=(values[:-1],))
-    if form == "sentence":
-        return query._replace(answers=(start + values,))
+    if form in ("sentence", "joined"):
+        return query._replace(answers=(start + (values if form == "sentence" else values.lstrip()),))
     return query._replace(answers=(values,), start=start)
 
 
