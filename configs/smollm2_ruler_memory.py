@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.hypernet.update(
         {
             "memory_layers": (12, 16, 23),
-            "memory_tokens": 110,
+            "memory_tokens": 78,
             "turn_tokens": (8, 6),
             "memory_strength": 0.7,
             "memory_ridge": 0.03,
@@ -19,10 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.lr_multipliers.memory = 10.0
     config.checkpoint_every = 20
-    config.update({"max_chunk_len": 96, "keep_chunks": 8})
+    config.update({"max_chunk_len": 64, "keep_chunks": 8})
     stage = {
         "order": 0,
-        "steps": 240,
+        "steps": 200,
         "warmup": 10,
         "lr_factor": 1.0,
         "final": 0.03,
@@ -33,11 +33,11 @@ def get_config() -> ml_collections.ConfigDict:
         },
         "chunk_at": "sentences",
         "min_chunk_len": 24,
-        "max_chunk_len": 96,
-        "max_chunks": 8,
+        "max_chunk_len": 64,
+        "max_chunks": 5,
         # One pack: 4,000 positions of documents, 2,400 of questions with their answers.
         "contexts": 22,
-        "chunks": 66,
+        "chunks": 62,
         "ctx_rows": 8,
         "ctx_tokens": 500,
         "row_chunks": 12,

@@ -57,6 +57,12 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     return float(any(given == words(reference) for reference in _some(references)))
 
 
+def contains(prediction: str, references: Sequence[str]) -> float:
+    """1.0 if the words of a reference stand in the prediction one after the other (RULER's string match), else 0.0."""
+    given = f" {' '.join(words(prediction))} "
+    return float(any(f" {' '.join(words(reference))} " in given for reference in _some(references)))
+
+
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """F-measure of the longest common subsequence of stemmed words (rouge-score's ROUGE-L)."""
     return _rouge_scorer().score_multi(_some(references), prediction)["rougeL"].fmeasure
@@ -67,6 +73,7 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "precision": lambda prediction, references: word_overlap(prediction, references).precision,
     "recall": lambda prediction, references: word_overlap(prediction, references).recall,
     "exact_match": exact_match,
+    "contains": contains,
     "rouge_l": rouge_l,
 }
 

@@ -109,6 +109,9 @@ def test_answers_in_sentences(task, tokenizer):
             assert not any(value in cut.start for value in short.answers[0].split(", ")) and cut.start.endswith(":")
             key = re.search(r"for (\S+?)[,?]? ", f"{short.question} ")[1]
             assert key in cut.start
+    joined = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="joined", short=False, **options)
+    pairs = [(q.question, q.answers[0].replace(":", ": ", 1)) for q in joined.queries]
+    assert pairs == [(q.question, q.answers[0]) for q in told.queries]
     spaced = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="spaced", **options)
     assert [q.answers[0] for q in spaced.queries] == [f" {q.answers[0]}" for q in plain.queries]
     with pytest.raises(UserError, match="answers are 'all'"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from d2l.errors import UserError
-from d2l.experiments.metrics import METRICS, exact_match, score, token_kl, word_overlap, words
+from d2l.experiments.metrics import METRICS, contains, exact_match, score, token_kl, word_overlap, words
 
 # Predictions and references with F1, precision and recall as the release computed them, and rouge-score's ROUGE-L.
 PAIRS = [json.loads(line) for line in pathlib.Path(__file__).with_name("metric_pairs.jsonl").read_text().splitlines()]
@@ -69,6 +69,13 @@ def test_stored_pairs(start):
         assert ours["rouge_l"] == pytest.approx(rouge, abs=1e-12) == pytest.approx(pair["rouge_l"], abs=1e-12), pair
         exact = any(plain_words(prediction) == plain_words(reference) for reference in references)
         assert ours["exact_match"] == exact
+
+
+def test_what_an_answer_contains_stands_in_it_word_after_word():
+    assert contains("The special magic number for calm-otter is:6301845.", ["6301845"]) == 1
+    assert contains("It is 111b7e13-25ce.", ["7", "111b7e13-25ce"]) == 1
+    for prediction in ("63018456", "25ce 111b7e13", "6301 845", ""):
+        assert contains(prediction, ["6301845", "111b7e13-25ce"]) == 0
 
 
 def test_words_and_exact_match():
