@@ -10,7 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.init = "checkpoints/ruler_smollm2"
     config.hypernet.update(
         {
-            "memory_layers": (12, 16, 23),
+            "memory_layers": (12, 23),
             "memory_tokens": 78,
             "turn_tokens": (8, 6),
             "memory_strength": 0.7,
@@ -22,8 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.update({"max_chunk_len": 64, "keep_chunks": 8})
     stage = {
         "order": 0,
-        "steps": 200,
-        "warmup": 10,
+        "steps": 180,
+        "warmup": 5,
         "lr_factor": 1.0,
         "final": 0.03,
         "data": {
@@ -36,15 +36,15 @@ def get_config() -> ml_collections.ConfigDict:
         "max_chunk_len": 64,
         "max_chunks": 5,
         # One pack: 4,000 positions of documents, 2,400 of questions with their answers.
-        "contexts": 22,
-        "chunks": 62,
-        "ctx_rows": 8,
+        "contexts": 16,
+        "chunks": 46,
+        "ctx_rows": 6,
         "ctx_tokens": 500,
         "row_chunks": 12,
-        "query_rows": 6,
-        "query_tokens": 460,
-        "row_contexts": 5,
-        "responses": 1100,
+        "query_rows": 5,
+        "query_tokens": 410,
+        "row_contexts": 4,
+        "responses": 800,
     }
     config.stages = ml_collections.ConfigDict({"memory": stage})
     return config
