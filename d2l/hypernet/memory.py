@@ -138,7 +138,7 @@ class Memory(nnx.Module):
 
 
 def _solve(gram_CRR: jax.Array, keys_CRi: jax.Array) -> jax.Array:
-    """gram^-1 keys, by Cholesky; a CPU solves for one factor's rows and multiplies far faster than for all of a key's."""
+    """gram^-1 keys by Cholesky; its inverse first, since a CPU multiplies far faster than it solves."""
     lower_CRR = jax.lax.linalg.cholesky(gram_CRR, symmetrize_input=False)
     eye_CRR = jnp.broadcast_to(jnp.eye(gram_CRR.shape[-1])[None], gram_CRR.shape)
     inverse_CRR = jax.lax.linalg.triangular_solve(lower_CRR, eye_CRR, left_side=True, lower=True)
