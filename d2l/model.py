@@ -21,7 +21,7 @@ from d2l.hypernet.chunk import Chunking
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.features import check_encoder
 from d2l.hypernet.hypernet import abstract_hypernet
-from d2l.hypernet.reader import batch_chunks, empty_factors, make_reader
+from d2l.hypernet.reader import batch_chunks, empty_factors, make_listener, make_reader
 from d2l.hypernet.store import load_hypernet
 from d2l.target.decoder import abstract_decoder
 from d2l.target.factors import adapter_layers
@@ -150,6 +150,8 @@ class DocToLora:
         )
         chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), chunking)
         hyper, C = self.hypernet.config, len(chunks)
+        if hyper.memory_layers:
+            chunks = self._loudest(chunks, chunking, iterative)
         counts_C = np.array([chunking.kept(len(parts)) for parts in chunks], np.int32)
         buffer = empty_factors(hyper, C, int(counts_C.max()), self.generator.dtype)
         read = self._reader(iterative, loudest=any(len(parts) > chunking.kept(len(parts)) for parts in chunks))
@@ -204,6 +206,28 @@ class DocToLora:
         sizes = (self._encoder.config, self.hypernet.config)
         read = make_reader(*sizes, stacked=False, iterative=iterative, loudest=loudest)
         return jax.jit(read, donate_argnums=2)
+
+    def _loudest(self, chunks: list[list[list[int]]], chunking: Chunking, iterative: bool) -> list[list[list[int]]]:
+        """The chunks of each document that stay; a memory, which asks for more blocks, is read from these alone."""
+        if not any(len(parts) > chunking.kept(len(parts)) for parts in chunks):
+            return chunks
+        loud = [np.zeros(len(parts)) for parts in chunks]
+        for tokens, mask, context, slot in batch_chunks(chunks, _tokenizer(self._encoder).pad_id):
+            found = np.asarray(self._listener(iterative)(self._encoder.params, self.hypernet.params, tokens, mask))
+            for c, s, value in zip(context, slot, found, strict=True):
+                if c >= 0:
+                    loud[c][s] = value
+        kept = []
+        for parts, values in zip(chunks, loud, strict=True):
+            best = np.argsort(-values, kind="stable")[: chunking.kept(len(parts))]
+            kept.append([parts[i] for i in sorted(best)])
+        return kept
+
+    @functools.cache  # noqa: B019 - one model lives as long as its compiled functions
+    def _listener(self, iterative: bool):
+        """The jitted `(encoder, hypernetwork, tokens, mask) -> loudness`."""
+        sizes = (self._encoder.config, self.hypernet.config)
+        return jax.jit(make_listener(*sizes, stacked=False, iterative=iterative))
 
     @functools.cached_property
     def _finish(self):

@@ -106,10 +106,15 @@ def read_context(
         place = {"positions_NT": positions_NT, "segments_NT": segments_NT}
         return context_features(encoder, config, tokens_NT, **place), None
     embedded_NTD = encoder.embed(tokens_NT)
+    count = config.num_layers if config.copy_size else max(config.layer_idx, 1 + config.memory_layers[-1])
     last_NTD, _, inputs = encoder.run_blocks(
-        embedded_NTD, positions_BT=positions_NT, segments_BT=segments_NT, collect=("block", *config.target_modules)
+        embedded_NTD,
+        positions_BT=positions_NT,
+        segments_BT=segments_NT,
+        num_layers=count,
+        collect=("block", *config.target_modules),
     )
-    x_NTF = last_NTD if config.layer_idx == config.num_layers else inputs["block"][config.layer_idx]
+    x_NTF = last_NTD if config.layer_idx == count else inputs["block"][config.layer_idx]
     sources: dict[str, Any] = {}
     if config.copy_size:
         sources["tokens"] = unit_rms(embedded_NTD)

@@ -3,13 +3,15 @@
 Letters: N chunks of a call, T chunk tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from d2l.adapter import Factors, keep_loudest, place
+from d2l.adapter import Factors, keep_loudest, loudness, place
 from d2l.hypernet.config import MEMORY_MODULE, HypernetConfig
 from d2l.hypernet.features import read_context
 from d2l.hypernet.hypernet import abstract_hypernet
@@ -41,6 +43,25 @@ def make_reader(
         return keep_loudest(buffer, chunks, context_N) if loudest else place(buffer, chunks, context_N, slot_N)
 
     return read
+
+
+def make_listener(
+    encoder: TargetConfig, config: HypernetConfig, *, stacked: bool, iterative: bool
+) -> Callable[..., jax.Array]:
+    """The function `(encoder, hypernetwork, tokens, mask) -> loudness [N]` of N chunks, which no memory is made for.
+
+    Arguments as in `make_reader`.
+    """
+    config = dataclasses.replace(config, memory_layers=())
+    encoder_def = abstract_decoder(encoder, stacked=stacked)[0]
+    hyper_def = abstract_hypernet(config)[0]
+
+    def listen(encoder, hyper, tokens_NT, mask_NT):
+        features, sources = read_context(nnx.merge(encoder_def, encoder), config, tokens_NT)
+        hypernet = nnx.merge(hyper_def, {name: a for name, a in hyper.items() if name != "memory"})
+        return loudness(hypernet(features, mask_NT, sources=sources, iterative=iterative))
+
+    return listen
 
 
 def empty_factors(config: HypernetConfig, contexts: int, chunks: int, dtype: jnp.dtype) -> Factors:

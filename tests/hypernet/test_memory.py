@@ -11,6 +11,7 @@ from flax import nnx
 import d2l
 from d2l.adapter import Adapter, compose, keep_loudest, loudness, merge
 from d2l.errors import UserError
+from d2l.hypernet.chunk import split_tokens
 from d2l.hypernet.features import check_turn, read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
 from d2l.hypernet.store import save_hypernet
@@ -237,6 +238,30 @@ def test_documents_in_chunks_are_remembered_together(model):
     without = {name: ab for name, ab in model.internalize(texts[1]).factors.items() if "@" not in name}
     plain = model.logits(question, dataclasses.replace(model.internalize(texts[1]), factors=without))
     assert not np.allclose(with_memory, plain, atol=1e-3)
+
+
+def test_the_loudest_chunks_are_remembered_in_their_order(model):
+    text = "The grass is green. The sky is blue. Here we go. The sun is yellow. " * 4
+    whole = model.internalize(text)
+    r, name = model.hypernet.config.rank, "down_proj"
+    count = int(whole.ranks[0]) // r - 1
+    each = {
+        name: {
+            key: jnp.moveaxis(a[:, 0, : count * r].reshape(4, count, r, -1), 1, 0)
+            for key, a in whole.factors[name].items()
+        }
+    }
+    best = sorted(np.argsort(-np.asarray(loudness(each)))[:2])
+    kept = model.internalize([text, "Here we go."], keep_chunks=2)
+    assert count > 3 and list(kept.ranks) == [3 * r, 2 * r]
+    ids = [split_tokens(model.tokenizer.encode(text), 24)[i] for i in best]
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(type(model.hypernet.chunking), "split", lambda *_: ids)
+    alone = model.internalize("those two")
+    monkey.undo()
+    for entry, ab in alone.factors.items():
+        for key, a in ab.items():
+            close(kept.factors[entry][key][:, 0, : a.shape[2]], a[:, 0], 1e-4)
 
 
 def test_a_chunk_has_to_fit(model):
