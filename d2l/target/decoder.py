@@ -17,10 +17,9 @@ import numpy as np
 from flax import nnx
 
 from d2l import mesh
-from d2l.target import few_rows
 from d2l.target.attention import apply_rope, attend, rope_table
 from d2l.target.config import TargetConfig
-from d2l.target.factors import split_memories, unstack
+from d2l.target.factors import low_rank, split_memories, times, unstack
 from d2l.target.product import float32_product
 from d2l.target.quantize import widen
 from d2l.target.splash import splash_attention, usable
@@ -34,32 +33,6 @@ MEMORY = "memory"  # beside an adapter's modules: more factors of those that it 
 INPUTS = "inputs"  # beside an adapter's modules: a dict that takes the inputs of those it names
 # What the backward pass of a block keeps instead of recomputing it: everything, nothing, or products with weights.
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-
-
-def times(x_BTi: jax.Array, w_oi: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-    """W x with the sum in `dtype` (default: that of x)."""
-    if not few_rows.usable(x_BTi, w_oi):
-        return mesh.product("bti,oi->bto", x_BTi, w_oi, out=0, dtype=dtype)
-    y_No = few_rows.few_rows_product(x_BTi.reshape(-1, x_BTi.shape[-1]), w_oi)
-    return y_No.reshape(*x_BTi.shape[:-1], -1).astype(dtype or x_BTi.dtype)
-
-
-def low_rank(x_BTi: jax.Array, ab: dict[str, jax.Array], split: str | None = None) -> jax.Array:
-    """B^T (A x) of an adapter `{"A": [B, R, i], "B": [B, R, o]}` (scale folded into B).
-
-    An adapter of batch 1 serves every row. An entry `"gate": [B, T, R]` multiplies A x. `split` is the mesh axis of the
-    output.
-    """
-    # A is split as the input is, B as the output is: both are cut out of whole arrays, nothing is sent.
-    A = mesh.reshard(ab["A"].astype(x_BTi.dtype), None, None, mesh.split_of(x_BTi, 2))
-    B = mesh.reshard(ab["B"].astype(x_BTi.dtype), None, None, split)
-    one = A.shape[0] == 1
-    h_BTR = times(x_BTi, A[0]) if one else mesh.product("bti,bri->btr", x_BTi, A, out=1)
-    if "gate" in ab:
-        h_BTR = h_BTR * ab["gate"].astype(h_BTR.dtype)
-    if one:
-        return times(h_BTR, B[0].T)
-    return mesh.product("btr,bro->bto", h_BTR, B, out=2)
 
 
 def linear(module: nnx.Module, name: str, x_BTi: jax.Array, adapter: dict[str, Any]) -> jax.Array:
