@@ -176,14 +176,16 @@ class DocToLora:
             raise UserError("no hypernetwork is loaded: give one as d2l.load(target, hypernet=FOLDER).")
         room = self._encoder.config.max_position_embeddings - sum(map(len, _tokenizer(self._encoder).turn_wrapper))
         card = self.hypernet.chunking
+        holder = f"the window of {self._encoder.name}"
         if self.hypernet.config.memory_layers:
-            room = min(room, self.hypernet.config.memory_tokens - sum(self.hypernet.config.turn_tokens))
+            fits = self.hypernet.config.memory_tokens - sum(self.hypernet.config.turn_tokens)
+            room, holder = min((room, holder), (fits, "the memory of the hypernetwork"))
         fields = dataclasses.asdict(card) | {"max_chunk_len": min(card.max_chunk_len, room)}
         chunking = Chunking(**fields | {name: value for name, value in changes.items() if value is not None})
         if chunking.max_chunk_len > room:
             raise UserError(
-                f"max_chunk_len is {chunking.max_chunk_len}, {self._encoder.name} and the hypernetwork have room for "
-                f"{room} tokens beside the chat turn: give at most {room}."
+                f"max_chunk_len is {chunking.max_chunk_len}, {holder} has room for {room} tokens beside the chat turn: give "
+                f"at most {room}."
             )
         return chunking
 
