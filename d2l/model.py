@@ -184,8 +184,8 @@ class DocToLora:
         chunking = Chunking(**fields | {name: value for name, value in changes.items() if value is not None})
         if chunking.max_chunk_len > room:
             raise UserError(
-                f"max_chunk_len is {chunking.max_chunk_len}, {holder} has room for {room} tokens beside the chat turn: give "
-                f"at most {room}."
+                f"max_chunk_len is {chunking.max_chunk_len}, {holder} has room for {room} tokens beside the chat turn: "
+                f"give at most {room}."
             )
         return chunking
 
