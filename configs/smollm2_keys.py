@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
         "min_chunk_len": 24,
         "max_chunk_len": 64,
         "max_chunks": 5,
-        # One pack: 4,000 positions of documents, 2,400 of questions with their answers.
+        # One pack: 3,000 positions of documents, 2,050 of questions with their answers.
         "contexts": 16,
         "chunks": 46,
         "ctx_rows": 6,
