@@ -196,17 +196,13 @@ def place(buffer: Factors, chunks: Factors, context_N: jax.Array, slot_N: jax.Ar
 
 
 def loudness(chunks: Factors) -> jax.Array:
-    """How much chunks `[..., L, r, d]` change the target: ||B^T A||_F over layers and modules, float32 `[...]`.
-
-    Without their memory, which says about as much of any text.
-    """
+    """How much chunks `[..., L, r, d]` change the target: ||B^T A||_F over layers and modules, float32 `[...]`."""
 
     def squared(ab: dict[str, jax.Array]) -> jax.Array:
         gram = (jnp.einsum("...ri,...si->...rs", a, a, preferred_element_type=jnp.float32) for a in ab.values())
         return jnp.sum(jnp.multiply(*gram), axis=(-3, -2, -1))  # ||B^T A||^2 = <A A^T, B B^T>
 
-    modules = (ab for name, ab in chunks.items() if "@" not in name)
-    return jnp.sqrt(jnp.maximum(sum(map(squared, modules)), 0.0))
+    return jnp.sqrt(jnp.maximum(sum(map(squared, chunks.values())), 0.0))
 
 
 def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Factors:
@@ -218,14 +214,8 @@ def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Fact
     Returns:
       Factors of the shapes and dtypes of `buffer`, whose free places are zeros, the last of all.
     """
-
-    def by_chunk(a_LCRd, chunk_NLrd):
-        r = chunk_NLrd.shape[2]
-        whole = a_LCRd.shape[2] // r * r
-        return jnp.moveaxis(a_LCRd[:, :, :whole].reshape(*a_LCRd.shape[:2], -1, r, a_LCRd.shape[3]), 0, 2)
-
-    slots = min(old.shape[2] // new.shape[2] for old, new in zip(*map(jax.tree.leaves, (buffer, chunks)), strict=True))
-    old = jax.tree.map(lambda a, b: by_chunk(a, b)[:, :slots], buffer, chunks)
+    r = next(iter(chunks.values()))["A"].shape[2]
+    old = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:2], -1, r, a.shape[3]), 0, 2), buffer)
     new = jax.tree.map(lambda a, b: a.astype(b.dtype), chunks, buffer)
     old_CS, new_N = loudness(old), loudness(new)
     C, S = old_CS.shape
@@ -236,9 +226,7 @@ def keep_loudest(buffer: Factors, chunks: Factors, context_N: jax.Array) -> Fact
     def pick(buffer_LCRd, old_CSLrd, new_NLrd):
         kept = jnp.take_along_axis(old_CSLrd, jnp.minimum(pick_CS, S - 1)[..., None, None, None], axis=1)
         come = jnp.take(new_NLrd, jnp.maximum(pick_CS - S, 0), axis=0)
-        chosen = jnp.moveaxis(jnp.where(from_old_CS111, kept, come), 2, 0)
-        chosen = chosen.reshape(*buffer_LCRd.shape[:2], -1, buffer_LCRd.shape[3])
-        return buffer_LCRd.at[:, :, : chosen.shape[2]].set(chosen)
+        return jnp.moveaxis(jnp.where(from_old_CS111, kept, come), 2, 0).reshape(buffer_LCRd.shape)
 
     return jax.tree.map(pick, buffer, old, new)
 
