@@ -27,7 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
             "memory_tokens": 78,
             "turn_tokens": (8, 6),
             "memory_strength": 0.7,
-            "memory_ridge": 0.03,
+            "memory_ridge": 0.002,
+            "memory_noise": 256,
         }
     )
     config.lr_multipliers.memory = 10.0

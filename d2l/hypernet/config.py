@@ -45,6 +45,8 @@ class HypernetConfig:
       memory_tokens: rows of a chunk in each of these, so the most tokens of a chunk in its chat turn.
       memory_strength, memory_ridge: where a memory's strength (of the residual stream's length) and ridge begin.
       memory_size: width of the translation between keys in the document and in answers.
+      memory_noise: directions in which a key differs between document and answer (`noise_maps`), which the regression
+        counts for less; training begins with measuring them.
       turn_tokens: tokens of the chat turn before and after a document, which a memory says nothing of.
     """
 
@@ -78,6 +80,7 @@ class HypernetConfig:
     memory_size: int = 32
     memory_strength: float = 0.2
     memory_ridge: float = 0.1
+    memory_noise: int = 0
     turn_tokens: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
@@ -110,6 +113,12 @@ class HypernetConfig:
             raise UserError(
                 f"memory_layers is {self.memory_layers}: give layers of the target, ascending, 0 to "
                 f"{self.num_layers - 1}."
+            )
+        widest = dict(zip(self.target_modules, self.d_in, strict=True))[MEMORY_MODULE]
+        if not 0 <= self.memory_noise < widest:
+            raise UserError(
+                f"memory_noise is {self.memory_noise}: give fewer directions than an input of {MEMORY_MODULE} has "
+                f"numbers, {widest}."
             )
         if self.memory_tokens <= sum(self.turn_tokens):
             raise UserError(

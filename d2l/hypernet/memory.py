@@ -8,16 +8,17 @@ rows of one text resemble each other; so A is what a ridge regression makes of a
 
 (the delta rule of fast weights in closed form: Schlag et al., 2021, arXiv 2102.11174; as edits of a model's
 `down_proj`: Meng et al., 2023, arXiv 2210.07229). What is learned: how much each token says, how strong rows are, which
-numbers of a key count, and how a key looks from a question.
+numbers of a key count, how a key looks from a question, and in which directions it differs between a document and an
+answer: these count for less in the regression (`noise_maps`), so that keys are told apart by what stays the same.
 
 A memory's factors stand beside those of the modules under `down_proj@22`, 22 being the layer; their layer axis is 1.
 
 Letters: N rows of context tokens, P chunks packed in a row, C chunks (or contexts), T tokens of a row, m rows of a
 chunk's memory, R rows of a context's, F feature width, Z width of the gates, n memory layers, i and o input and output
-width of `down_proj`, S width of a translation.
+width of `down_proj`, S width of a translation, s directions of noise.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,36 @@ GATE_START = 2.0  # logit of a fresh gate
 LEAST = 1e-6
 # What a value is made of: the word after a token, the token itself, the word after the next.
 PARTS = 3
+
+
+class Places(NamedTuple):
+    """Where the tokens of chunks stand in their rows."""
+
+    row_C: jax.Array
+    start_C: jax.Array
+    length_C1: jax.Array
+    place_Cm: jax.Array
+
+    @classmethod
+    def of(cls, mask_NPT: jax.Array, chunks_C: jax.Array | None, m: int) -> "Places":
+        """Of the first m tokens of each chunk; `mask_NPT` and `chunks_C` as in `Hypernet`."""
+        N, P, T = mask_NPT.shape
+        mask_CT = mask_NPT.reshape(N * P, T)
+        row_C = jnp.arange(N * P) // P
+        if chunks_C is not None:
+            mask_CT, row_C = jnp.take(mask_CT, chunks_C, axis=0), chunks_C // P
+        place_Cm = jnp.broadcast_to(jnp.arange(m)[None], (len(row_C), m))
+        return cls(row_C, jnp.argmax(mask_CT, axis=1), jnp.sum(mask_CT, axis=1)[:, None], place_Cm)
+
+    def take(self, a_NT: jax.Array, shift: int = 0) -> jax.Array:
+        """`[C, m, ...]`, what `[N, T, ...]` has at each token, or `shift` tokens later."""
+        index_Cm = jnp.minimum(self.start_C[:, None] + self.place_Cm + shift, a_NT.shape[1] - 1)
+        return a_NT[self.row_C[:, None], index_Cm]
+
+    def says(self, turn_tokens: tuple[int, int], shift: int = 1) -> jax.Array:
+        """bool `[C, m]`, the tokens of a document (not of its turn) whose next one, `shift` later, is of it too."""
+        before, after = turn_tokens
+        return (self.place_Cm >= before) & (self.place_Cm + shift < self.length_C1 - after)
 
 
 class Memory(nnx.Module):
@@ -52,6 +83,9 @@ class Memory(nnx.Module):
         self.gate_bias = full(0.0, n * PARTS)
         self.metric = full(0.0, n, i)  # log weight of each number of a key
         self.seen, self.asked = normal(i, n, i, S), full(0.0, n, S, i)
+        if config.memory_noise:
+            noise = jax.random.normal(rngs.params(), (n, i, config.memory_noise))
+            self.noise_in, self.noise_out = nnx.Param(noise), full(0.0, n, i, config.memory_noise)
         self.gain = full(1.0, n, PARTS, o)
         self.log_strength, self.log_ridge = full(0.0, n), full(0.0, n)
 
@@ -70,25 +104,14 @@ class Memory(nnx.Module):
           zero at the last token and those of the chat turn.
         """
         c = self.config
-        (N, P, T), m = mask_NPT.shape, c.memory_tokens
-        mask_CT = mask_NPT.reshape(N * P, T)
-        row_C = jnp.arange(N * P) // P
-        if chunks_C is not None:
-            mask_CT, row_C = jnp.take(mask_CT, chunks_C, axis=0), chunks_C // P
-        start_C, length_C = jnp.argmax(mask_CT, axis=1), jnp.sum(mask_CT, axis=1)
-        place_Cm = jnp.broadcast_to(jnp.arange(m)[None], (len(row_C), m))
-        real_Cm = place_Cm < length_C[:, None]
-        before, after = c.turn_tokens
-        said_Cm = (place_Cm >= before) & (place_Cm + 1 < length_C[:, None] - after)  # the next one is of the document
-
-        def tokens(a_NTd: jax.Array, shift: int = 0) -> jax.Array:
-            index_Cm = jnp.minimum(start_C[:, None] + place_Cm + shift, T - 1)
-            return a_NTd[row_C[:, None], index_Cm]
-
+        places = Places.of(mask_NPT, chunks_C, c.memory_tokens)
+        tokens, place_Cm, length_C1 = places.take, places.place_Cm, places.length_C1
+        real_Cm = place_Cm < length_C1
+        said_Cm = places.says(c.turn_tokens)
         hidden = jax.nn.silu(tokens(features_NTF) @ self.gate_in[...])
         part_Cmnk = (hidden @ self.gate_out[...] + self.gate_bias[...][None, None]).reshape(*place_Cm.shape, -1, PARTS)
         open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0] + GATE_START)
-        second_Cm = said_Cm & (place_Cm + 2 < length_C[:, None] - after)
+        second_Cm = places.says(c.turn_tokens, 2)
         words = [tokens(sources["words"], shift) for shift in (1, 0, 2)]
         words[2] = jnp.where(second_Cm[..., None], words[2], 0)
         factors = {}
@@ -124,17 +147,48 @@ class Memory(nnx.Module):
             k_CRi = factors[name]["A"][0].astype(jnp.float32)
             weight_i = jnp.exp(self.metric[j].astype(jnp.float32))[None, None]
             ridge = self.config.memory_ridge * jnp.exp(self.log_ridge[j].astype(jnp.float32))
-            seen_CRi = k_CRi * weight_i
-            size_CR1 = jnp.sqrt(jnp.sum(jnp.square(seen_CRi), axis=-1, keepdims=True) + LEAST**2)
+            seen_CRi = self.quiet(j, k_CRi * weight_i)
+            size_CR1 = jnp.float32(1.0)
+            if not self.config.memory_noise:  # else a key that is mostly noise would count as much as the others
+                size_CR1 = jnp.sqrt(jnp.sum(jnp.square(seen_CRi), axis=-1, keepdims=True) + LEAST**2)
             seen_CRi = seen_CRi / size_CR1
-            gram_CRR = jnp.einsum("cri,csi->crs", seen_CRi, seen_CRi)
+            gram_CRR = jnp.einsum("cri,csi->crs", seen_CRi, seen_CRi, precision="highest")
             gram_CRR = gram_CRR + ridge * jnp.eye(gram_CRR.shape[-1])[None]
-            a_CRi = _solve(gram_CRR, seen_CRi / size_CR1 * weight_i)
+            a_CRi = self.quiet(j, _solve(gram_CRR, seen_CRi / size_CR1), transposed=True) * weight_i
             narrow = factors[name]["A"].dtype
             moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
             a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
             solved[name] = {"A": a_CRi.astype(narrow)[None], "B": factors[name]["B"]}
         return solved
+
+    def quiet(self, j: int, x_CRi: jax.Array, *, transposed: bool = False) -> jax.Array:
+        """x (I - in out^T / i) of memory layer j, or x times its transpose: less of the directions of noise."""
+        if not self.config.memory_noise:
+            return x_CRi
+        into_is, out_is = (w[j].astype(jnp.float32) for w in (self.noise_in, self.noise_out))
+        if transposed:
+            into_is, out_is = out_is, into_is
+        return x_CRi - jnp.einsum("crs,is->cri", jnp.einsum("cri,is->crs", x_CRi, into_is), out_is) / x_CRi.shape[-1]
+
+
+def noise_maps(moments_nii: jax.Array, width: int) -> jax.Array:
+    """What `noise_in` and `noise_out` of a memory both are after what was measured, float32 `[n, i, width]`.
+
+    Where a key is met again as x = k + e, the linear map that is nearest to its value on average weighs by the inverse
+    of C = E[e e^T] (linear discriminants; the regression's ridge is C = ridge I). Keys times C^(-1/2) make it a ridge
+    again. C here is its `width` largest directions and the mean of the others.
+
+    Args:
+      moments_nii: E[e e^T] of each memory layer.
+    """
+
+    def of_layer(moments_ii: jax.Array) -> jax.Array:
+        power_i, direction_ii = jnp.linalg.eigh(moments_ii)
+        least, power_s = jnp.mean(power_i[:-width]), power_i[-width:]
+        damped_s = 1.0 - jnp.sqrt(jnp.minimum(least / jnp.maximum(power_s, LEAST**2), 1.0))
+        return direction_ii[:, -width:] * jnp.sqrt(damped_s * len(moments_ii))[None]
+
+    return jax.lax.map(of_layer, moments_nii)
 
 
 def _solve(gram_CRR: jax.Array, keys_CRi: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from d2l.mesh import make_mesh, param_shardings, split_packs
 from d2l.target.decoder import abstract_decoder
 from d2l.target.quantize import quantize_target
 from d2l.target.weights import LoadedTarget, load_target
+from d2l.train import noise
 from d2l.train.checkpoint import Checkpoints, abstract
 from d2l.train.chips import peak_flops
 from d2l.train.feed import Layout, NeedleFeed, StoredFeed, place
@@ -108,6 +109,8 @@ def train(
             return None  # between two stages: the next one begins
 
         state, cursor, done = checkpoints.restore(state, cursor_of)
+        if not done:
+            state |= {"params": _measured(state["params"], hyper, target, stages[0], feeds[0], fields)}
         abstract_state = abstract(state)
 
         # ------------------------------------------------------------ updates, stage by stage
@@ -211,18 +214,33 @@ def _init(
 
 
 def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
-    """The parameters of the hypernetwork to start from; gates and a memory that it does not have are fresh ones."""
+    """The parameters of the hypernetwork to start from; gates, a memory and its noise that it lacks are fresh ones."""
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
     if not earlier.memory_layers:
         names = [field.name for field in dataclasses.fields(hyper) if field.name.startswith(("memory_", "turn_"))]
         start |= {name: getattr(hyper, name) for name in names}
+    if new_noise := hyper.memory_noise and not earlier.memory_noise:  # another regression, so its ridge begins anew
+        start |= {name: getattr(hyper, name) for name in ("memory_noise", "memory_ridge")}
     if dataclasses.replace(earlier, **start) != hyper or (earlier.row_gate and not hyper.row_gate):
         given, wanted = dataclasses.asdict(earlier), dataclasses.asdict(hyper)
         other = [f"{key} is {given[key]} there and {wanted[key]} here" for key in given if given[key] != wanted[key]]
         raise UserError(f"{fields['init']} is another hypernetwork than config.hypernet: {'; '.join(other)}.")
     fresh = init_hypernet(hyper, fields["seed"])
-    return params | {name: fresh[name] for name in ("gate", "memory") if name in fresh and name not in params}
+    kept = {name: dict(params.get(name, {})) for name in ("gate", "memory") if name in fresh}
+    if new_noise and kept["memory"]:
+        del kept["memory"]["log_ridge"]
+    return params | {name: dict(fresh[name]) | leaves for name, leaves in kept.items()}
+
+
+def _measured(
+    params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict[str, Any], feed: Any, fields: dict[str, Any]
+) -> Any:
+    """The parameters with what the first batches tell of the noise of a memory that knows nothing of it yet."""
+    if not hyper.memory_noise or np.any(params["memory"]["noise_out"]):
+        return params
+    batches = (fed.batch for fed in feed.feed(0, min(noise.BATCHES, stage["steps"])))
+    return noise.with_noise(params, target.params, batches, hyper, target.config, step_config(fields, stage))
 
 
 class _Update:

@@ -14,6 +14,7 @@ from d2l.errors import UserError
 from d2l.hypernet.chunk import split_tokens
 from d2l.hypernet.features import check_turn, read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
+from d2l.hypernet.memory import noise_maps
 from d2l.hypernet.store import save_hypernet
 from d2l.target.decoder import abstract_decoder, stack_params, unstack_params
 from d2l.target.factors import adapter_layers
@@ -105,6 +106,25 @@ def test_a_ridge_makes_it_the_closed_form(decoder, target_config, tokens):
     assert not np.any(solved["down_proj@1"]["A"][0, 1, 20:])
 
 
+def test_noise_is_discounted_by_its_covariance(decoder, target_config, tokens):
+    """The map of least squares from k + e to the value, for every e of the covariance C: V^T K (K^T K + C)^-1."""
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(48, 48)))[0][:, :5]
+    C = 1e-2 * np.eye(48) + (directions * [5.0, 3.0, 2.0, 1.0, 0.5]) @ directions.T
+    config = remembering(target_config, memory_noise=5, memory_ridge=1e-2)
+    params = init_hypernet(config, 0)
+    assert not np.any(params["memory"]["noise_out"])
+    maps = noise_maps(jnp.asarray([C, C], jnp.float32), 5)
+    hypernet = build(config, params | {"memory": dict(params["memory"]) | {"noise_in": maps, "noise_out": maps}})
+    features, sources = read_context(decoder, config, tokens)
+    chunks = of_memory(hypernet(features, jnp.ones(tokens.shape, bool), sources=sources))
+    factors, _ = compose(chunks, jnp.arange(3), jnp.zeros(3, jnp.int32), num_contexts=3, max_chunks=1, bias=None)
+    for name, ab in hypernet.solve(factors).items():
+        for c in range(3):
+            k = np.asarray(factors[name]["A"][0, c], np.float64)
+            close(ab["A"][0, c], k @ np.linalg.inv(k.T @ k + C), 1e-3)
+
+
 def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_config, tokens):
     config = remembering(target_config)
     hypernet = build(config, perturbed(init_hypernet(config, 0)))
@@ -125,7 +145,7 @@ def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_conf
 
 
 def test_what_is_remembered_has_no_gradient_and_how_it_is_has(decoder, target_config, tokens):
-    config = remembering(target_config)
+    config = remembering(target_config, memory_noise=3)
     graphdef, params = nnx.split(decoder)
     hyper_def, hyper = abstract_hypernet(config)[0], perturbed(init_hypernet(config, 0))
 
@@ -263,6 +283,7 @@ def test_bad_configs_are_named(target_config):
         ({"modules": ("o_proj",)}, "target_modules o_proj: it needs early_exit and down_proj"),
         ({"memory_layers": (2, 1)}, r"memory_layers is \(2, 1\): give layers of the target, ascending"),
         ({"memory_layers": (4,)}, "0 to 3"),
+        ({"memory_noise": 48}, "memory_noise is 48: give fewer directions than an input of down_proj has numbers, 48"),
         ({"memory_tokens": 3}, "memory_tokens is 3, the chat turn alone has 3"),
     ):
         with pytest.raises(UserError, match=match):
