@@ -1,15 +1,22 @@
-"""RULER's needles with UUIDs and with eight keys, document absent.
+"""RULER's needles with UUIDs and with eight keys, document absent, to five times the target's window.
 
     d2l eval --config configs/eval_keys.py --workdir runs/eval_keys
 
-Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match. It has
-not run to its end yet. Useful override: --config.hypernet=FOLDER
+Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match.
+Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections
 
-TASKS = ("single_1", "single_2", "single_3", "multikey_1")
-LENGTHS = (((256, 384), 20), ((1024, 2048), 10), ((8000, 8192), 5))  # tokens and documents
+TASKS = ("multikey_1", "single_3", "single_2", "single_1")
+# Tokens, and documents of each task.
+LENGTHS = (
+    ((256, 384), (20, 20, 10, 5)),
+    ((1024, 2048), (20, 20, 5, 5)),
+    ((8000, 8192), (10, 10, 5, 5)),
+    ((16000, 16384), (5, 5, 5, 5)),
+    ((40000, 40960), (4, 4, 3, 2)),
+)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -22,8 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.metrics = ("contains",)
     config.methods = ml_collections.ConfigDict({"d2l": {}})
     config.suites = ml_collections.ConfigDict()
-    for tokens, documents in LENGTHS:
-        for task in TASKS:
+    for tokens, counts in LENGTHS:
+        for task, documents in zip(TASKS, counts, strict=True):
             suite = {"kind": "records", "data": "ruler", "short": False, "task": task}
             config.suites[f"{task}_{tokens[1]}"] = suite | {"tokens": tokens, "documents": documents}
     return config

@@ -20,7 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = smollm2_pages.get_config()
     config.init = "runs/smollm2_distil/hypernet"
     config.hypernet.update({"memory_layers": (22, 26), "memory_tokens": 114, "memory_size": 32, "turn_tokens": (8, 6)})
-    config.hypernet.update({"memory_noise": 128, "memory_ridge": 0.005})
     config.lr_multipliers.memory = 10.0
     said = config.stages.said.to_dict() | {
         "others": True,

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.lr_multipliers.memory = 10.0
     config.checkpoint_every = 20
-    config.update({"max_chunk_len": 64, "keep_chunks": 8})
+    config.update({"max_chunk_len": 64, "keep_chunks": 10, "keep_loudness": 0.7})
     stage = {
         "order": 0,
         "steps": 180,
@@ -60,5 +60,21 @@ def get_config() -> ml_collections.ConfigDict:
         "row_contexts": 4,
         "responses": 800,
     }
-    config.stages = ml_collections.ConfigDict({"memory": stage})
+    long = stage | {
+        "order": 1,
+        "steps": 40,
+        "lr_factor": 0.4,
+        "data": {
+            "single": {"path": "data/ruler_single_joined", "weight": 0.15},
+            "uuids": {"path": "data/ruler_uuids_long", "weight": 0.35},
+            "keys": {"path": "data/ruler_keys_long", "weight": 0.5},
+        },
+        "max_chunks": 8,
+        # One pack: 4,000 positions of documents, 2,050 of questions with their answers.
+        "contexts": 11,
+        "chunks": 64,
+        "ctx_rows": 8,
+        "row_contexts": 3,
+    }
+    config.stages = ml_collections.ConfigDict({"memory": stage | {"final": 0.4}, "long": long})
     return config

@@ -150,7 +150,7 @@ class DocToLora:
         )
         chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), chunking)
         hyper, C = self.hypernet.config, len(chunks)
-        if hyper.memory_layers:
+        if hyper.memory_layers or chunking.keep_loudness:
             chunks = self._loudest(chunks, chunking, iterative)
         counts_C = np.array([chunking.kept(len(parts)) for parts in chunks], np.int32)
         buffer = empty_factors(hyper, C, int(counts_C.max()), self.generator.dtype)
@@ -211,7 +211,7 @@ class DocToLora:
 
     def _loudest(self, chunks: list[list[list[int]]], chunking: Chunking, iterative: bool) -> list[list[list[int]]]:
         """The chunks of each document that stay; a memory, which asks for more blocks, is read from these alone."""
-        if not any(len(parts) > chunking.kept(len(parts)) for parts in chunks):
+        if not any(len(parts) > (1 if chunking.keep_loudness else chunking.kept(len(parts))) for parts in chunks):
             return chunks
         loud = [np.zeros(len(parts)) for parts in chunks]
         for tokens, mask, context, slot in batch_chunks(chunks, _tokenizer(self._encoder).pad_id):
@@ -222,7 +222,7 @@ class DocToLora:
         kept = []
         for parts, values in zip(chunks, loud, strict=True):
             best = np.argsort(-values, kind="stable")[: chunking.kept(len(parts))]
-            kept.append([parts[i] for i in sorted(best)])
+            kept.append([parts[i] for i in sorted(best) if values[i] >= chunking.keep_loudness * values.max()])
         return kept
 
     @functools.cache  # noqa: B019 - one model lives as long as its compiled functions

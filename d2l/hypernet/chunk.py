@@ -78,19 +78,24 @@ class Chunking:
         keeps all. Chunks in which a hypernetwork finds nothing still add the little that it always writes; in
         numbers that it was not trained on, their sum drowns the rest.
       chunk_at: `tokens` for chunks of equal length, `sentences` for whole sentences where they fit.
+      keep_loudness: of these, only those stay that are at least so loud, as a share of the document's loudest chunk.
 
     Raises:
-      UserError: a negative number of chunks to keep, an unknown `chunk_at`, or whole sentences that overlap.
+      UserError: a negative number of chunks to keep, a share outside 0 to 1, an unknown `chunk_at`, or whole sentences
+        that overlap.
     """
 
     max_chunk_len: int
     chunk_overlap: int = 0
     keep_chunks: int = 0
     chunk_at: str = "tokens"
+    keep_loudness: float = 0.0
 
     def __post_init__(self):
         if self.keep_chunks < 0:
             raise UserError(f"keep_chunks is {self.keep_chunks}: give 1 or more, or 0 to keep all.")
+        if not 0 <= self.keep_loudness <= 1:
+            raise UserError(f"keep_loudness is {self.keep_loudness}: give a share of the loudest, 0 to 1.")
         if self.chunk_at not in CHUNK_AT:
             raise UserError(f"chunk_at is {self.chunk_at!r}: give {' or '.join(CHUNK_AT)}.")
         if self.chunk_at == "sentences" and self.chunk_overlap:

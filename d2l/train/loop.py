@@ -239,7 +239,9 @@ def _measured(
     """The parameters with what the first batches tell of the noise of a memory that knows nothing of it yet."""
     if not hyper.memory_noise or np.any(params["memory"]["noise_out"]):
         return params
-    batches = (fed.batch for fed in feed.feed(0, min(noise.BATCHES, stage["steps"])))
+    count = min(noise.BATCHES, stage["steps"])
+    print(f"measuring the noise of the memory's keys over {count} batches", flush=True)
+    batches = (fed.batch for fed in feed.feed(0, count))
     return noise.with_noise(params, target.params, batches, hyper, target.config, step_config(fields, stage))
 
 

@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "chunk_overlap",
     "keep_chunks",
     "chunk_at",
+    "keep_loudness",
 )
 
 

@@ -11,11 +11,12 @@ from flax import nnx
 import d2l
 from d2l.adapter import Adapter, compose, loudness, merge
 from d2l.errors import UserError
-from d2l.hypernet.chunk import split_tokens
+from d2l.hypernet.chunk import Chunking, split_tokens
 from d2l.hypernet.features import check_turn, read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
 from d2l.hypernet.memory import noise_maps
 from d2l.hypernet.store import save_hypernet
+from d2l.model import DocToLora
 from d2l.target.decoder import abstract_decoder, stack_params, unstack_params
 from d2l.target.factors import adapter_layers
 from d2l.target.weights import load_target
@@ -264,6 +265,26 @@ def test_the_loudest_chunks_are_remembered_in_their_order(model):
     for entry, ab in alone.factors.items():
         for key, a in ab.items():
             close(kept.factors[entry][key][:, 0, : a.shape[2]], a[:, 0], 1e-4)
+
+
+def test_quiet_chunks_may_go(model):
+    """By a share of the loudest that the card names; the loudest stays."""
+    texts = [
+        "The grass is green. The sky is blue. What is the special magic number? It is 4731, there and back.",
+        "Go.",
+    ]
+    said = model.hypernet.description
+
+    def choosy(share):
+        description = said | {"card": said["card"] | {"keep_loudness": share}}
+        return DocToLora(model.target, dataclasses.replace(model.hypernet, description=description))
+
+    counts = {share: list(map(int, choosy(share).internalize(texts).ranks)) for share in (1e-6, 1.0)}
+    assert counts[1e-6] == list(map(int, model.internalize(texts).ranks))
+    r = model.hypernet.config.rank
+    assert counts[1.0][0] < counts[1e-6][0] and counts[1.0] == [2 * r, 2 * r]
+    with pytest.raises(UserError, match="keep_loudness is 2: give a share of the loudest, 0 to 1"):
+        Chunking(24, keep_loudness=2)
 
 
 def test_a_chunk_has_to_fit(model):
