@@ -2,7 +2,7 @@
 
 From `checkpoints/ruler_smollm2`, which knows one number: two layers also get a row for every token of the document
 (`docs/memory.md`). Answers are sentences that name the key, with the value right after their colon, where the
-target's own thoughts tell keys apart. In use the eight loudest chunks of a document stay. The launcher makes the data,
+target's own thoughts tell keys apart. In use at most ten chunks of a document stay, those nearly as loud as the loudest. The launcher makes the data,
 trains and evaluates:
 
     launch/smollm2_keys.sh
@@ -27,8 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
             "memory_tokens": 78,
             "turn_tokens": (8, 6),
             "memory_strength": 0.7,
-            "memory_ridge": 0.002,
-            "memory_noise": 256,
+            "memory_ridge": 0.03,
         }
     )
     config.lr_multipliers.memory = 10.0
@@ -60,21 +59,5 @@ def get_config() -> ml_collections.ConfigDict:
         "row_contexts": 4,
         "responses": 800,
     }
-    long = stage | {
-        "order": 1,
-        "steps": 40,
-        "lr_factor": 0.4,
-        "data": {
-            "single": {"path": "data/ruler_single_joined", "weight": 0.15},
-            "uuids": {"path": "data/ruler_uuids_long", "weight": 0.35},
-            "keys": {"path": "data/ruler_keys_long", "weight": 0.5},
-        },
-        "max_chunks": 8,
-        # One pack: 4,000 positions of documents, 2,050 of questions with their answers.
-        "contexts": 11,
-        "chunks": 64,
-        "ctx_rows": 8,
-        "row_contexts": 3,
-    }
-    config.stages = ml_collections.ConfigDict({"memory": stage | {"final": 0.4}, "long": long})
+    config.stages = ml_collections.ConfigDict({"memory": stage})
     return config

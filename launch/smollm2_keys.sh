@@ -15,7 +15,5 @@ singles="single_1,single_2,single_3"
 made ruler_single_joined --tasks "$singles" --samples 2500 --lengths 0-128 --seed 3
 made ruler_keys_joined --tasks multikey_1 --needles 2-8 --queries 3 --samples 5000 --lengths 160-256 --seed 4
 made ruler_few_joined --tasks multikey_1 --needles 1-3 --queries 2 --samples 4000 --lengths 40-128 --seed 5
-made ruler_uuids_long --tasks single_3 --samples 800 --lengths 128-400 --seed 6
-made ruler_keys_long --tasks multikey_1 --needles 5-8 --queries 3 --samples 1200 --lengths 240-400 --seed 7
 d2l train --config configs/smollm2_keys.py --workdir runs/smollm2_keys
 d2l eval --config configs/eval_keys.py --workdir runs/eval_keys --config.hypernet=runs/smollm2_keys/hypernet
