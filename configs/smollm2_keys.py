@@ -2,8 +2,8 @@
 
 From `checkpoints/ruler_smollm2`, which knows one number: two layers also get a row for every token of the document
 (`docs/memory.md`). Answers are sentences that name the key, with the value right after their colon, where the
-target's own thoughts tell keys apart. In use at most ten chunks of a document stay, those nearly as loud as the loudest. The launcher makes the data,
-trains and evaluates:
+target's own thoughts tell keys apart. In use at most ten chunks of a document stay, those nearly as loud as the
+loudest. The launcher makes the data, trains and evaluates:
 
     launch/smollm2_keys.sh
     d2l train --config configs/smollm2_keys.py --workdir runs/smollm2_keys
