@@ -2,8 +2,8 @@
 
     d2l eval --config configs/eval_keys.py --workdir runs/eval_keys
 
-Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match.
-Useful override: --config.hypernet=FOLDER
+Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match. It has not run to
+its end with the shipped weights yet. Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections

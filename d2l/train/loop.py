@@ -228,7 +228,7 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
         raise UserError(f"{fields['init']} is another hypernetwork than config.hypernet: {'; '.join(other)}.")
     fresh = init_hypernet(hyper, fields["seed"])
     kept = {name: dict(params.get(name, {})) for name in ("gate", "memory") if name in fresh}
-    if new_noise and kept["memory"]:
+    if new_noise and kept.get("memory"):
         del kept["memory"]["log_ridge"]
     return params | {name: dict(fresh[name]) | leaves for name, leaves in kept.items()}
 
@@ -237,7 +237,7 @@ def _measured(
     params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict[str, Any], feed: Any, fields: dict[str, Any]
 ) -> Any:
     """The parameters with what the first batches tell of the noise of a memory that knows nothing of it yet."""
-    if not hyper.memory_noise or np.any(params["memory"]["noise_out"]):
+    if not (hyper.memory_layers and hyper.memory_noise) or np.any(params["memory"]["noise_out"]):
         return params
     count = min(noise.BATCHES, stage["steps"])
     print(f"measuring the noise of the memory's keys over {count} batches", flush=True)
