@@ -83,7 +83,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--answers",
         default="value",
-        help=f"{ANSWER_FORMS}; joined, a sentence without a space before the value; the first two ask for values alone",
+        help=f"{ANSWER_FORMS}; joined, a sentence without a space before the value; quoted, the "
+        "document's own, joined; the first two ask for values alone",
     )
     sub.add_argument("--seed", type=int, default=0)
 

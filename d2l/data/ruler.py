@@ -17,6 +17,7 @@ Splits share no noun of a key and no text. Real text is the language reference t
 import dataclasses
 import functools
 import itertools
+import re
 import uuid
 from collections.abc import Callable
 
@@ -30,7 +31,7 @@ from d2l.errors import UserError
 from d2l.target.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
-FORMS = (*ANSWERS, "joined")
+FORMS = (*ANSWERS, "joined", "quoted")
 NEEDLE = "One of the special magic {}s for {} is: {}."
 KINDS = {"numbers": "number", "uuids": "UUID"}
 ADJECTIVES = (
@@ -115,8 +116,9 @@ def ruler_at(
       queries: most questions about a document, each about other keys. A task has one; training learns from more.
       answers: one of `FORMS`: the values alone, or `spaced`; a sentence that names the keys before them, as the
         answers do that RULER itself begins; such a sentence `joined`, without the space before the values, so that a
-        value follows what names its key at once; or `continued` from the values on, its beginning being the query's
-        `start`.
+        value follows what names its key at once; the needles `quoted` as they stand in the document, without that space
+        before a digit, where tokenizers make it a token of its own; or `continued` from the values on, its beginning
+        being the query's `start`.
       short: end questions in a line that asks for the values alone.
 
     Raises:
@@ -146,9 +148,15 @@ def ruler_at(
     questions = []
     for first in range(0, min(queries * spec.asked, count - spec.asked + 1), spec.asked):
         asked = keys[first : first + spec.asked]
-        wanted = [value for key in asked for value in sorted(values[key], key=document.index)]
-        query = Query(_question(kind, asked, len(wanted), short), (", ".join(wanted),), task)
-        questions.append(query if answers == "value" else _told(query, kind, asked, len(wanted), answers))
+        wanted = [(key, value) for key in asked for value in sorted(values[key], key=document.index)]
+        listed = ", ".join(value for _, value in wanted)
+        query = Query(_question(kind, asked, len(wanted), short), (listed,), task)
+        if answers == "quoted":
+            quotes = (re.sub(r": (?=\d)", ":", NEEDLE.format(kind, *pair)) for pair in wanted)
+            query = query._replace(answers=(" ".join(quotes),))
+        elif answers != "value":
+            query = _told(query, kind, asked, len(wanted), answers)
+        questions.append(query)
     return Record(f"{task}-{seed}-{index}", document, tuple(questions), "ruler", split)
 
 

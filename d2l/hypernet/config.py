@@ -44,9 +44,12 @@ class HypernetConfig:
       memory_layers: layers that also get a row for every token of the document (`memory`); none in the paper.
       memory_tokens: rows of a chunk in each of these, so the most tokens of a chunk in its chat turn.
       memory_strength, memory_ridge: where a memory's strength (of the residual stream's length) and ridge begin.
-      memory_size: width of the translation between keys in the document and in answers.
+      memory_size: width of the translation between keys in the document and in answers; 0 has none, better beside
+        `memory_noise` (`docs/memory.md`).
       memory_noise: directions in which a key differs between document and answer (`noise_maps`), which the regression
         counts for less; training begins with measuring them.
+      memory_value_map: what a memory says passes through a learned matrix; a layer far below the head, where the
+        direction of a word means that it was read, does not say it without (`docs/memory.md`).
       turn_tokens: tokens of the chat turn before and after a document, which a memory says nothing of.
     """
 
@@ -81,6 +84,7 @@ class HypernetConfig:
     memory_strength: float = 0.2
     memory_ridge: float = 0.1
     memory_noise: int = 0
+    memory_value_map: bool = False
     turn_tokens: tuple[int, int] = (0, 0)
 
     def __post_init__(self):

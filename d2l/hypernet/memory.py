@@ -9,7 +9,8 @@ rows of one text resemble each other; so A is what a ridge regression makes of a
 (the delta rule of fast weights in closed form: Schlag et al., 2021, arXiv 2102.11174; as edits of a model's
 `down_proj`: Meng et al., 2023, arXiv 2210.07229). What is learned: how much each token says, how strong rows are, which
 numbers of a key count, how a key looks from a question, and in which directions it differs between a document and an
-answer: these count for less in the regression (`noise_maps`), so that keys are told apart by what stays the same.
+answer: these count for less in the regression (`noise_maps`), so that keys are told apart by what stays the same. And
+what a value has to be in a layer far below the head, so that the word is said at its end (`value_map`).
 
 A memory's factors stand beside those of the modules under `down_proj@22`, 22 being the layer; their layer axis is 1.
 
@@ -82,11 +83,14 @@ class Memory(nnx.Module):
         self.gate_in, self.gate_out = normal(F, F, GATE_WIDTH), full(0.0, GATE_WIDTH, n * PARTS)
         self.gate_bias = full(0.0, n * PARTS)
         self.metric = full(0.0, n, i)  # log weight of each number of a key
-        self.seen, self.asked = normal(i, n, i, S), full(0.0, n, S, i)
+        if S:
+            self.seen, self.asked = normal(i, n, i, S), full(0.0, n, S, i)
         if config.memory_noise:
             noise = jax.random.normal(rngs.params(), (n, i, config.memory_noise))
             self.noise_in, self.noise_out = nnx.Param(noise), full(0.0, n, i, config.memory_noise)
         self.gain = full(1.0, n, PARTS, o)
+        if config.memory_value_map:
+            self.value_map = full(0.0, n, o, o)
         self.log_strength, self.log_ridge = full(0.0, n), full(0.0, n)
 
     def __call__(
@@ -131,6 +135,8 @@ class Memory(nnx.Module):
             value = words[0] * gain_ko[0][None, None]
             for k in (1, 2):
                 value = value + part_Cmnk[:, :, j, k, None] * words[k] * gain_ko[k][None, None]
+            if c.memory_value_map:
+                value = value + value @ self.value_map[j]
             value = value.astype(jnp.float32) * open_Cmn[:, :, j, None].astype(jnp.float32) * scale_Cm1
             value = jnp.where(said_Cm[..., None], value, 0.0) / c.scale
             factors[memory_name(MEMORY_MODULE, layer)] = {
@@ -156,8 +162,9 @@ class Memory(nnx.Module):
             gram_CRR = gram_CRR + ridge * jnp.eye(gram_CRR.shape[-1])[None]
             a_CRi = self.quiet(j, _solve(gram_CRR, seen_CRi / size_CR1), transposed=True) * weight_i
             narrow = factors[name]["A"].dtype
-            moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
-            a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
+            if self.config.memory_size:
+                moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
+                a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
             solved[name] = {"A": a_CRi.astype(narrow)[None], "B": factors[name]["B"]}
         return solved
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from d2l.mesh import make_mesh, param_shardings, split_packs
 from d2l.target.decoder import abstract_decoder
 from d2l.target.quantize import quantize_target
 from d2l.target.weights import LoadedTarget, load_target
-from d2l.train import noise
+from d2l.train import noise, reading
 from d2l.train.checkpoint import Checkpoints, abstract
 from d2l.train.chips import peak_flops
 from d2l.train.feed import Layout, NeedleFeed, StoredFeed, place
@@ -214,9 +214,11 @@ def _init(
 
 
 def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
-    """The parameters of the hypernetwork to start from; gates, a memory and its noise that it lacks are fresh ones."""
+    """The parameters of the hypernetwork to start from; gates, a memory and what it lacks of one are fresh ones."""
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
+    if hyper.memory_value_map:
+        start["memory_value_map"] = True
     if not earlier.memory_layers:
         names = [field.name for field in dataclasses.fields(hyper) if field.name.startswith(("memory_", "turn_"))]
         start |= {name: getattr(hyper, name) for name in names}
@@ -233,16 +235,29 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
     return params | {name: dict(fresh[name]) | leaves for name, leaves in kept.items()}
 
 
-def _measured(
-    params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict[str, Any], feed: Any, fields: dict[str, Any]
-) -> Any:
-    """The parameters with what the first batches tell of the noise of a memory that knows nothing of it yet."""
-    if not (hyper.memory_layers and hyper.memory_noise) or np.any(params["memory"]["noise_out"]):
-        return params
-    count = min(noise.BATCHES, stage["steps"])
-    print(f"measuring the noise of the memory's keys over {count} batches", flush=True)
-    batches = (fed.batch for fed in feed.feed(0, count))
-    return noise.with_noise(params, target.params, batches, hyper, target.config, step_config(fields, stage))
+def _measured(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict, feed: Any, fields: dict) -> Any:
+    """The parameters with a memory's noise, if it knows nothing of it yet, and after `reading_steps` updates."""
+    step, steps = step_config(fields, stage), fields.get("reading_steps", 0)
+    if steps and not hyper.memory_layers:
+        raise UserError(
+            f"reading_steps is {steps}, but the hypernetwork has no memory: set memory_layers, or leave it out."
+        )
+
+    def batches(count: int) -> Iterator[Any]:
+        return (fed.batch for fed in feed.feed(0, count))
+
+    if hyper.memory_layers and hyper.memory_noise and not np.any(params["memory"]["noise_out"]):
+        count = min(noise.BATCHES, stage["steps"])
+        print(f"measuring the noise of the memory's keys over {count} batches", flush=True)
+        params = noise.with_noise(params, target.params, batches(count), hyper, target.config, step)
+    if steps:
+
+        def report(number: int, loss: float, found: float) -> None:
+            print(f"reading {number}/{steps}  loss {loss:.4f}  found {found:.1%}", flush=True)
+
+        last = target.params, batches(steps), steps, hyper, target.config, step, report
+        params = reading.with_reading(params, *last)
+    return params
 
 
 class _Update:

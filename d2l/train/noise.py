@@ -5,12 +5,13 @@ and gradients find slowly. Letters as in `d2l/hypernet/memory.py`; R response to
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from d2l.adapter import Factors
 from d2l.data.pack import Batch
 from d2l.hypernet.config import MEMORY_MODULE, HypernetConfig
 from d2l.hypernet.features import read_context
@@ -48,13 +49,24 @@ def with_noise(
     return params | {"memory": dict(params["memory"]) | both}
 
 
-def noise_moments(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> tuple[jax.Array, jax.Array]:
-    """Sums of e e^T `[n, i, i]` over pairs of a response token and a token of its document, and the number of pairs.
+class Met(NamedTuple):
+    """Tokens of answers and those of their documents; n memory layers, M = K m places of the chunks' tokens.
 
-    Both have the word that the response says there as their next one, or the document's has it as its second next one;
-    of several tokens of a document it is the one whose keys are nearest in all layers together. e is the document's
-    key less the response's, each of length 1, in the memory's `metric`.
+    Attributes:
+      keys: of chunks, as `Memory` returns them.
+      x_nRi: inputs of the memory's layers at response tokens, of length 1.
+      own_RM: whether the place is one of the answer's own document.
+      fits_RM: whether it also says the answer's word: as its next one, or as its second next.
     """
+
+    keys: Factors
+    x_nRi: jax.Array
+    own_RM: jax.Array
+    fits_RM: jax.Array
+
+
+def met(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> Met:
+    """What the answers of one group meet again of their documents."""
     hyper = hypernet.config
     m = hyper.memory_tokens
 
@@ -63,17 +75,13 @@ def noise_moments(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks
         features, sources = read_context(decoder, hyper, group[f"{prompts}_tokens"], **place)
         return features, sources["memory"]
 
-    # ---- keys of the documents' tokens, and of the answers'
     features, memory = read("ctx")
     mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(row_chunks)[None, :, None]
     keys = hypernet.memory(features, mask_NPS, memory, group["chunk_place"])
-    names = [memory_name(MEMORY_MODULE, layer) for layer in hyper.memory_layers]
-    k_nMi = jnp.stack([keys[name]["A"].astype(jnp.float32).reshape(-1, keys[name]["A"].shape[-1]) for name in names])
     row_R, index_R = group["response_row"], group["response_index"]
     x_nRi = read("query")[1]["inputs"][:, row_R, index_R].astype(jnp.float32)
     x_nRi = x_nRi / jnp.maximum(jnp.linalg.norm(x_nRi, axis=-1, keepdims=True), LEAST)
 
-    # ---- which of a document's tokens says what the answer says
     places = Places.of(mask_NPS, group["chunk_place"], m)
     context_R = group["query_contexts"][row_R, group["query_slots"][row_R, index_R]]
     same_RM = False
@@ -81,7 +89,19 @@ def noise_moments(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks
         word_Km = jnp.where(places.says(hyper.turn_tokens, shift), places.take(group["ctx_tokens"], shift), -1)
         same_RM |= group["response_tokens"][:, None] == word_Km.reshape(1, -1)
     own_RM = context_R[:, None] == jnp.repeat(group["chunk_context"], m)[None]
-    fits_RM = same_RM & own_RM & (group["response_weight"] > 0)[:, None]
+    own_RM &= (group["response_weight"] > 0)[:, None]
+    return Met(keys, x_nRi, own_RM, same_RM & own_RM)
+
+
+def noise_moments(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> tuple[jax.Array, jax.Array]:
+    """Sums of e e^T `[n, i, i]` over pairs of a response token and a token of its document, and the number of pairs.
+
+    Both say the same word (`Met.fits_RM`); of several tokens of a document it is the one whose keys are nearest in all
+    layers together. e is the document's key less the response's, each of length 1, in the memory's `metric`.
+    """
+    keys, x_nRi, _, fits_RM = met(hypernet, decoder, group, row_chunks)
+    names = [memory_name(MEMORY_MODULE, layer) for layer in hypernet.config.memory_layers]
+    k_nMi = jnp.stack([keys[name]["A"].astype(jnp.float32).reshape(-1, keys[name]["A"].shape[-1]) for name in names])
     near_RM = jnp.where(fits_RM, jnp.einsum("nri,nmi->rm", x_nRi, k_nMi), -jnp.inf)
     pair_R, found_R = jnp.argmax(near_RM, axis=1), jnp.any(fits_RM, axis=1)
     e_nRi = jnp.where(found_R[None, :, None], jnp.take(k_nMi, pair_R, axis=1) - x_nRi, 0.0)

@@ -112,6 +112,13 @@ def test_answers_in_sentences(task, tokenizer):
     joined = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="joined", short=False, **options)
     pairs = [(q.question, q.answers[0].replace(":", ": ", 1)) for q in joined.queries]
     assert pairs == [(q.question, q.answers[0]) for q in told.queries]
+    quoted = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="quoted", short=False, **options)
+    for short, quote in zip(plain.queries, quoted.queries, strict=True):
+        sentences = re.findall(r"One of .*?\.", quote.answers[0])
+        assert all(re.sub(r":(?=\d)", ": ", sentence) in quoted.context for sentence in sentences)
+        values = [re.search(r":( ?)(.*)\.", sentence).groups() for sentence in sentences]
+        assert [value for _, value in values] == short.answers[0].split(", ")
+        assert all((space == "") == value[0].isdigit() for space, value in values)
     spaced = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="spaced", **options)
     assert [q.answers[0] for q in spaced.queries] == [f" {q.answers[0]}" for q in plain.queries]
     with pytest.raises(UserError, match="answers are 'all'"):

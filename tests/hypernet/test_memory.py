@@ -107,13 +107,15 @@ def test_a_ridge_makes_it_the_closed_form(decoder, target_config, tokens):
     assert not np.any(solved["down_proj@1"]["A"][0, 1, 20:])
 
 
-def test_noise_is_discounted_by_its_covariance(decoder, target_config, tokens):
+@pytest.mark.parametrize("size", [32, 0])
+def test_noise_is_discounted_by_its_covariance(decoder, target_config, tokens, size):
     """The map of least squares from k + e to the value, for every e of the covariance C: V^T K (K^T K + C)^-1."""
     rng = np.random.default_rng(0)
     directions = np.linalg.qr(rng.normal(size=(48, 48)))[0][:, :5]
     C = 1e-2 * np.eye(48) + (directions * [5.0, 3.0, 2.0, 1.0, 0.5]) @ directions.T
-    config = remembering(target_config, memory_noise=5, memory_ridge=1e-2)
+    config = remembering(target_config, memory_noise=5, memory_ridge=1e-2, memory_size=size)
     params = init_hypernet(config, 0)
+    assert ("seen" in params["memory"]) == bool(size)
     assert not np.any(params["memory"]["noise_out"])
     maps = noise_maps(jnp.asarray([C, C], jnp.float32), 5)
     hypernet = build(config, params | {"memory": dict(params["memory"]) | {"noise_in": maps, "noise_out": maps}})
@@ -124,6 +126,25 @@ def test_noise_is_discounted_by_its_covariance(decoder, target_config, tokens):
         for c in range(3):
             k = np.asarray(factors[name]["A"][0, c], np.float64)
             close(ab["A"][0, c], k @ np.linalg.inv(k.T @ k + C), 1e-3)
+
+
+def test_what_is_said_passes_through_a_learned_matrix(decoder, target_config, tokens):
+    features, sources = read_context(decoder, remembering(target_config), tokens)
+
+    def chunks(maps=None, **changes):
+        config = remembering(target_config, **changes)
+        params = perturbed(init_hypernet(remembering(target_config), 0))
+        if config.memory_value_map:
+            fresh = init_hypernet(config, 0)["memory"]["value_map"]
+            params |= {"memory": params["memory"] | {"value_map": fresh if maps is None else maps}}
+        return of_memory(build(config, params)(features, jnp.ones(tokens.shape, bool), sources=sources))
+
+    plain, fresh = chunks(), chunks(memory_value_map=True)
+    jax.tree.map(np.testing.assert_array_equal, plain, fresh)
+    maps = jax.random.normal(jax.random.key(4), (2, 32, 32))
+    for j, (name, ab) in enumerate(chunks(maps, memory_value_map=True).items()):
+        np.testing.assert_array_equal(ab["A"], plain[name]["A"])
+        close(ab["B"], plain[name]["B"] @ (jnp.eye(32) + maps[j]), 1e-4)
 
 
 def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_config, tokens):
@@ -146,7 +167,7 @@ def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_conf
 
 
 def test_what_is_remembered_has_no_gradient_and_how_it_is_has(decoder, target_config, tokens):
-    config = remembering(target_config, memory_noise=3)
+    config = remembering(target_config, memory_noise=3, memory_value_map=True)
     graphdef, params = nnx.split(decoder)
     hyper_def, hyper = abstract_hypernet(config)[0], perturbed(init_hypernet(config, 0))
 
