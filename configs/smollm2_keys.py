@@ -7,7 +7,7 @@ eight chunks of a document stay, those nearly as loud as the loudest. The launch
     launch/smollm2_keys.sh
     d2l train --config configs/smollm2_keys.py --workdir runs/smollm2_keys
 
-Two CPU cores: 11 to 12 s an update, an hour, and 1.7 s one of the reading, 11 minutes. What is shipped came about in
+Two CPU cores: 11 to 12 s an update, so an hour, and 1.7 s one of the reading. What is shipped came about in
 four parts (its card).
 Useful override: --config.init=checkpoints/keys_smollm2, from the shipped weights on
 """

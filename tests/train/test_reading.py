@@ -40,7 +40,6 @@ def sums_of(decoder, hyper, example):
             for a, x in zip(rows, inputs[:, place], strict=True):
                 if np.any(fits):
                     score = np.exp(reading.SHARPNESS * (a @ x))
-                    # Rows of padding answer nothing with exp(0) and are not of the document.
                     losses.append(-np.log(score[fits].sum() / (score.sum() + extra(example, hyper, len(a)))))
                     found.append(score[fits].max() >= score.max())
     return losses, found
