@@ -58,6 +58,13 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--plain", action="store_true", help="only questions without a blank; few sentences give one")
     _add_asked(sub)
 
+    sub = kind("questions", questions, "questions about any texts without answers, for `d2l selfgen`", tokens=False)
+    sub.add_argument("records", help="FILE.jsonl or a folder of shards; their own questions are left out")
+    sub.add_argument(
+        "--queries", type=int, default=3, help="most questions about a text; texts without any are left out"
+    )
+    _add_closed_qa(sub)
+
     sub = kind("unrelated", unrelated, "pages about invented people with questions that they have nothing to do with")
     sub.add_argument("--split", choices=SPLITS, default="train", help="splits share neither pages nor questions")
     sub.add_argument("--samples", type=int, default=1000)
@@ -85,6 +92,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         default="value",
         help=f"{ANSWER_FORMS}; joined, a sentence without a space before the value; quoted, the "
         "document's own, joined; the first two ask for values alone",
+    )
+    sub.add_argument(
+        "--words", default="list", help="of keys: list; vocabulary, any of the target's, shared by a document's keys"
     )
     sub.add_argument("--seed", type=int, default=0)
 
@@ -124,8 +134,12 @@ def _add_passages(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_asked(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
+    _add_closed_qa(sub)
     sub.add_argument("--answers", default="value", help=ANSWER_FORMS)
+
+
+def _add_closed_qa(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--closed-qa", type=float, default=0.0, help="share of questions that ask for a short answer")
     sub.add_argument("--seed", type=int, default=0)
 
 
@@ -164,6 +178,18 @@ def cloze(args: argparse.Namespace) -> None:
         ask_about(
             record, np.random.default_rng((args.seed, number)), args.queries, answers=args.answers, plain=args.plain
         )
+        for number, record in enumerate(_read(args.records))
+    )
+    _write(args, _asked(args, records))
+
+
+def questions(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from d2l.data.open_questions import ask_openly
+
+    records = (
+        ask_openly(record, np.random.default_rng((args.seed, number)), args.queries)
         for number, record in enumerate(_read(args.records))
     )
     _write(args, _asked(args, records))
@@ -209,6 +235,7 @@ def ruler(args: argparse.Namespace) -> None:
         "queries": args.queries,
         "answers": args.answers,
         "short": args.answers in ("value", "spaced"),
+        "words": args.words,
     }
     items = itertools.product(range(args.samples), args.tasks.split(","))
     make = functools.partial(ruler_at, tokenizer=tokenizer, min_tokens=low, max_tokens=high, **options)

@@ -82,6 +82,9 @@ def test_wikipedia_and_cloze(data, tmp_path):
         assert query.answers[0][0] == " " and query.answers[0] in text.replace("[", "") and "\n" in query.question
     (plain,) = data("cloze", tmp_path / "articles.jsonl", "--plain", out="plain.jsonl", target=False)
     assert not any("____" in query.question for query in plain.queries)
+    (open_ones,) = data("questions", tmp_path / "articles.jsonl", "--closed-qa", 1, out="open.jsonl", target=False)
+    assert 1 <= len(open_ones.queries) <= 3 and not any(query.answers for query in open_ones.queries)
+    assert "--queries is 0" in data("questions", tmp_path / "articles.jsonl", "--queries", 0, target=False)
     assert "answers are 'loud'" in data("cloze", tmp_path / "articles.jsonl", "--answers", "loud", target=False)
     assert "--queries is 0" in data("cloze", tmp_path / "articles.jsonl", "--queries", 0, target=False)
     assert "cannot be read" in data("wikipedia", tmp_path / "nothing.xml")

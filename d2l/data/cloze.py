@@ -36,7 +36,7 @@ _NAME = re.compile(rf"(?:^|(?<=[\s(\"]))[a-z]+ ({_WORDS})(?![\w'’]| \d)")
 _FIRST = re.compile(rf"({_WORDS})(?= (?:was|were|is|are|had|has|began|became|made|won|took|said|wrote) [a-z])")
 _SUBJECT = re.compile(r"((?:[A-Z]|The |An? )[^,;:()]{2,60}?) (was|were|is|are) ")
 # Words that open a sentence in capitals and are no names.
-_OPENERS = frozenset(
+OPENERS = frozenset(
     "The A An In This These Its His Her Their It He She They There One Some Many Most Other Each Both That Who What "
     "Another".split()
 )
@@ -98,7 +98,7 @@ def find_spans(sentence: str) -> Iterator[Span]:
             start, end = match.span(1)
             if not (kind == "number" and re.fullmatch(r"(1\d|20)\d\d", sentence[start:end])):
                 yield Span(kind, start, end)
-    if (match := _FIRST.match(sentence)) and match[1].split()[0] not in _OPENERS:
+    if (match := _FIRST.match(sentence)) and match[1].split()[0] not in OPENERS:
         yield Span("subject", *match.span(1))
 
 
@@ -119,7 +119,7 @@ def _plain(sentence: str, kind: str, start: int, end: int) -> str | None:
         return None
     name, verb = subject.groups()
     opener = name.split()[0]
-    name = name[0].lower() + name[1:] if opener in _OPENERS else name
+    name = name[0].lower() + name[1:] if opener in OPENERS else name
     middle = sentence[subject.end() : start].rstrip()
     after = re.split(r"[,;:!?(]|\.(?!\d)", sentence[end:], maxsplit=1)[0]
     if not middle or re.search(r"[;:(\"]", middle) or len(middle.split()) > MAX_BEFORE:

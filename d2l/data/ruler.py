@@ -19,7 +19,8 @@ import functools
 import itertools
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from d2l.target.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 FORMS = (*ANSWERS, "joined", "quoted")
+WORDS = ("list", "vocabulary")
 NEEDLE = "One of the special magic {}s for {} is: {}."
 KINDS = {"numbers": "number", "uuids": "UUID"}
 ADJECTIVES = (
@@ -79,6 +81,13 @@ class Task:
     asked: int = 1
 
 
+class Lexicon(NamedTuple):
+    """Words that keys of a document are made of."""
+
+    adjectives: Sequence[str]
+    nouns: Sequence[str]
+
+
 TASKS = {
     "single_1": Task("noise"),
     "single_2": Task("text"),
@@ -104,6 +113,7 @@ def ruler_at(
     queries: int = 1,
     answers: str = "value",
     short: bool = True,
+    words: str = "list",
 ) -> Record:
     """Item `index` of a task, split and seed: a pure function of all arguments.
 
@@ -120,9 +130,12 @@ def ruler_at(
         before a digit, where tokenizers make it a token of its own; or `continued` from the values on, its beginning
         being the query's `start`.
       short: end questions in a line that asks for the values alone.
+      words: of keys, one of `WORDS`: those of `ADJECTIVES` and `NOUNS`; or any of the tokenizer's vocabulary but nouns
+        of other splits, a few of them in each document, so that its keys share words (not in RULER, for training).
 
     Raises:
-      UserError: an unknown task, split or form of answers, too few needles, or a range that cannot hold them.
+      UserError: an unknown task, split, form of answers or kind of words, too few needles, or a range that cannot hold
+        them.
     """
     if task not in TASKS:
         raise UserError(f"RULER has no task {task!r} here: give one of {', '.join(TASKS)}.")
@@ -130,6 +143,8 @@ def ruler_at(
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     spec = TASKS[task]
     check_answers(answers, FORMS)
+    if words not in WORDS:
+        raise UserError(f"words are {words!r}: give one of {', '.join(WORDS)}.")
     rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
     used: set[str] = set()
     low, high = needles or (spec.needles, spec.needles)
@@ -139,12 +154,13 @@ def ruler_at(
             "larger number last, and 1 question or more."
         )
     count = low if low == high else int(rng.integers(low, high, endpoint=True))
-    keys = [_fresh(rng, spec.keys, split, used) for _ in range(count)]
-    values = {key: [_fresh(rng, spec.values, split, used) for _ in range(spec.per_key)] for key in keys}
+    lexicon = Lexicon(ADJECTIVES, _nouns(split)) if words == "list" else _few(rng, _vocabulary(tokenizer, split))
+    keys = [_fresh(rng, spec.keys, lexicon, used) for _ in range(count)]
+    values = {key: [_fresh(rng, spec.values, lexicon, used) for _ in range(spec.per_key)] for key in keys}
     kind = KINDS[spec.values]
     pairs = [(key, value) for key in keys for value in values[key]]
     told = [NEEDLE.format(kind, *pairs[i]) for i in rng.permutation(len(pairs))]
-    document = surround(rng, told, _background(rng, spec, split, used), tokenizer, min_tokens, max_tokens)
+    document = surround(rng, told, _background(rng, spec, split, lexicon, used), tokenizer, min_tokens, max_tokens)
     questions = []
     for first in range(0, min(queries * spec.asked, count - spec.asked + 1), spec.asked):
         asked = keys[first : first + spec.asked]
@@ -184,7 +200,9 @@ def _listed(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
 
 
-def _background(rng: np.random.Generator, spec: Task, split: str, used: set[str]) -> Callable[[int], str]:
+def _background(
+    rng: np.random.Generator, spec: Task, split: str, lexicon: "Lexicon", used: set[str]
+) -> Callable[[int], str]:
     """Sentence i of the haystack, endless."""
     if spec.haystack == "noise":
         return lambda i: NOISE[i % len(NOISE)]
@@ -196,18 +214,18 @@ def _background(rng: np.random.Generator, spec: Task, split: str, used: set[str]
 
     def other(i: int) -> str:
         while len(others) <= i:
-            key, value = _fresh(rng, spec.keys, split, used), _fresh(rng, spec.values, split, used)
+            key, value = (_fresh(rng, kind, lexicon, used) for kind in (spec.keys, spec.values))
             others.append(NEEDLE.format(KINDS[spec.values], key, value))
         return others[i]
 
     return other
 
 
-def _fresh(rng: np.random.Generator, kind: str, split: str, used: set[str]) -> str:
+def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[str]) -> str:
     """A key or value that this document has not yet; words grow longer where short ones run out."""
     for attempt in itertools.count():
         if kind == "words":
-            adjectives, nouns = ADJECTIVES, _nouns(split)
+            adjectives, nouns = lexicon
             words = [adjectives[rng.integers(len(adjectives))] for _ in range(1 + attempt // 20)]
             found = "-".join((*words, nouns[rng.integers(len(nouns))]))
         elif kind == "numbers":
@@ -217,6 +235,22 @@ def _fresh(rng: np.random.Generator, kind: str, split: str, used: set[str]) -> s
         if found not in used:
             break
     used.add(found)
+    return found
+
+
+def _few(rng: np.random.Generator, words: Sequence[str]) -> Lexicon:
+    """Two to twelve words for each half of a key."""
+    return Lexicon(*([words[i] for i in rng.integers(len(words), size=rng.integers(2, 13))] for _ in Lexicon._fields))
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Tokenizer, split: str) -> list[str]:
+    """Words of a tokenizer's vocabulary that are no nouns of other splits."""
+    others = set(NOUNS) - set(_nouns(split))
+    tokens = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
+    found = sorted({token[1:] for token in tokens if re.fullmatch(r" [a-z]{3,10}", token)} - others)
+    if not found:
+        raise UserError("the tokenizer has no tokens that are a space and a word: leave out --words.")
     return found
 
 

@@ -35,8 +35,9 @@ def split_tokens(ids: Sequence[int], max_chunk_len: int, overlap: int = 0) -> li
 def split_sentences(ids: Sequence[int], starts: Sequence[int], max_chunk_len: int, count: int = 1) -> list[list[int]]:
     """Chunks of whole sentences, about equally long and at most `max_chunk_len`.
 
-    Each chunk ends where the sentence ends that leaves it closest to an equal share of what is left; a sentence that
-    does not end in half to one and a half times that share is cut.
+    Each chunk ends where the sentence ends that leaves it closest to an equal share of what is left, within half to one
+    and a half times that share; where none does, with the last one that ends before `max_chunk_len`. Only a sentence
+    longer than that is cut: what it says could not be told from either part.
 
     Args:
       starts: places in `ids` where a sentence begins (`Tokenizer.encode_sentences`), ascending.
@@ -54,7 +55,9 @@ def split_sentences(ids: Sequence[int], starts: Sequence[int], max_chunk_len: in
         if share < left:
             longest = start + min(max_chunk_len, share + share // 2)
             near = starts[bisect.bisect_left(starts, start + share - share // 2) : bisect.bisect_right(starts, longest)]
-            stop = min((place for place in near if place > start), key=lambda place: abs(place - stop), default=stop)
+            before = starts[: bisect.bisect_right(starts, start + max_chunk_len)][-1:]
+            ends = [place for place in near or before if place > start]
+            stop = min(ends, key=lambda place: abs(place - stop), default=stop)
         chunks.append(list(ids[start:stop]))
         start = stop
     return chunks
