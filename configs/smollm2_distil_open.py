@@ -20,10 +20,10 @@ def get_config() -> ml_collections.ConfigDict:
     config = smollm2_distil_memory.get_config()
     config.init = "runs/smollm2_distil_memory/hypernet"
     config.checkpoint_every = 25
-    shares = {"said_open": 0.4, "said_wiki": 0.25, "said_cloze_2": 0.15, "said_128": 0.2}
+    shares = {"said_open": 0.5, "said_wiki": 0.3, "said_128": 0.2}
     stage = config.stages.fall.to_dict() | {
         "order": 0,
-        "steps": 150,
+        "steps": 130,
         "warmup": 5,
         "lr_factor": 0.6,
         "data": {name: {"path": f"data/{name}", "weight": share} for name, share in shares.items()},

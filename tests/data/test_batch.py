@@ -146,6 +146,10 @@ def test_chunks_of_sentences_hold_every_token_once(length, limit, count, data):
     assert [i for chunk in chunks for i in chunk] == ids
     assert all(chunks) and max(map(len, chunks)) <= limit
     assert len(chunks) <= 2 * max(count, -(-length // limit))
+    begins = np.array([0, *starts, length])
+    for cut in set(np.cumsum([len(chunk) for chunk in chunks])) - set(begins):
+        after = np.searchsorted(begins, cut)
+        assert begins[after] - begins[after - 1] > limit  # only what has no room in any chunk is cut
 
 
 def test_chunks_end_where_sentences_do():

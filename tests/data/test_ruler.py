@@ -8,7 +8,7 @@ import pytest
 from d2l import cli
 from d2l.cli_options import target_tokenizer
 from d2l.data.jsonl import read_records
-from d2l.data.ruler import TASKS, python_reference, ruler_at
+from d2l.data.ruler import NOUNS, TASKS, python_reference, ruler_at
 from d2l.errors import UserError
 from d2l.experiments.sources import take_records
 
@@ -123,6 +123,24 @@ def test_answers_in_sentences(task, tokenizer):
     assert [q.answers[0] for q in spaced.queries] == [f" {q.answers[0]}" for q in plain.queries]
     with pytest.raises(UserError, match="answers are 'all'"):
         ruler_at(task, "train", 0, 0, tokenizer, 400, 900, answers="all")
+
+
+def test_words_of_the_vocabulary(tokenizer):
+    """Many over all documents, few in each, none that another split holds out."""
+    seen, shared = set(), 0
+    held_out = set(NOUNS) - set(NOUNS[i] for i in range(len(NOUNS)) if i % 8 < 6)
+    for index in range(40):
+        options = {"needles": (8, 8), "words": "vocabulary"}
+        record = ruler_at("multikey_1", "train", 0, index, tokenizer, 300, 420, **options)
+        keys = [match[2].split("-") for match in FACT.finditer(record.context)]
+        assert len({tuple(key) for key in keys}) == 8
+        words = {word for key in keys for word in key}
+        assert not words & held_out
+        shared += len(words) < 14
+        seen |= words
+    assert shared > 20 and len(seen) > 300 and len(held_out) > 30
+    with pytest.raises(UserError, match="words are 'all'"):
+        ruler_at("multikey_1", "train", 0, 0, tokenizer, 300, 420, words="all")
 
 
 def test_the_command_and_the_evaluation_give_the_same(tmp_path, tokenizer):
