@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What SmolLM2 says with a document in its prompt: pages about people and passages of Wikipedia, its own answers to
-# questions about them, the hypernetwork of `configs/smollm2_distil.py`, then with a memory, `_memory.py`; evaluation on
-# held-out pages and passages. The same command again resumes.
+# questions about them, the hypernetwork of `configs/smollm2_distil.py`, then with a memory, `_memory.py`, then on more
+# questions about real text, `_open.py`; evaluation on held-out pages and passages. The same command again resumes.
 #
 #   launch/smollm2_distil.sh [--dry-run]
 set -euo pipefail
@@ -18,11 +18,14 @@ made pages_160 biographies --samples 6000 --lengths 12-160 --queries 4 --seed 92
 made wiki_128 wikipedia $DUMP --max-tokens 128 --min-tokens 48
 made cloze_plain_128 cloze data/wiki_128 --queries 3 --answers spaced --closed-qa 1 --plain --seed 77
 made cloze_128 cloze data/wiki_128 --queries 2 --answers spaced --closed-qa 1 --seed 78
+made open_128 questions data/wiki_128 --queries 3 --closed-qa 1 --seed 81
 said said_128 pages_128 --limit 1200 --closed-qa 0.9 --seed 6
 said said_160 pages_160 --limit 3200 --closed-qa 0.9 --unfinished keep --seed 7
 said said_wiki cloze_plain_128 --limit 900 --closed-qa 0 --unfinished keep --seed 8
 said said_cloze cloze_128 --limit 1200 --closed-qa 0 --unfinished keep --seed 9
+said said_open open_128 --limit 896 --closed-qa 0 --unfinished keep --seed 12
 d2l train --config configs/smollm2_distil.py --workdir runs/smollm2_distil
 d2l train --config configs/smollm2_distil_memory.py --workdir runs/smollm2_distil_memory
+d2l train --config configs/smollm2_distil_open.py --workdir runs/smollm2_distil_open
 d2l eval --config configs/eval_distil.py --workdir runs/eval_distil \
-    --config.hypernet=runs/smollm2_distil_memory/hypernet
+    --config.hypernet=runs/smollm2_distil_open/hypernet
