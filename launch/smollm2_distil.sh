@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What SmolLM2 says with a document in its prompt: pages about people and passages of Wikipedia, its own answers to
 # questions about them, the hypernetwork of `configs/smollm2_distil.py`, then with a memory, `_memory.py`, then on more
-# questions about real text, `_open.py`; evaluation on held-out pages and passages. The same command again resumes.
+# questions about real text, `_open.py`, and the mean of the last two; evaluation on held-out pages and passages. The
+# same command again resumes.
 #
 #   launch/smollm2_distil.sh [--dry-run]
 set -euo pipefail
@@ -27,5 +28,7 @@ said said_open open_128 --limit 896 --closed-qa 0 --unfinished keep --seed 12
 d2l train --config configs/smollm2_distil.py --workdir runs/smollm2_distil
 d2l train --config configs/smollm2_distil_memory.py --workdir runs/smollm2_distil_memory
 d2l train --config configs/smollm2_distil_open.py --workdir runs/smollm2_distil_open
+[[ -e runs/smollm2_distil_mean ]] ||
+    d2l average runs/smollm2_distil_memory/hypernet runs/smollm2_distil_open/hypernet --out runs/smollm2_distil_mean
 d2l eval --config configs/eval_distil.py --workdir runs/eval_distil \
-    --config.hypernet=runs/smollm2_distil_open/hypernet
+    --config.hypernet=runs/smollm2_distil_mean

@@ -35,29 +35,27 @@ def split_tokens(ids: Sequence[int], max_chunk_len: int, overlap: int = 0) -> li
 def split_sentences(ids: Sequence[int], starts: Sequence[int], max_chunk_len: int, count: int = 1) -> list[list[int]]:
     """Chunks of whole sentences, about equally long and at most `max_chunk_len`.
 
-    Each chunk ends where the sentence ends that leaves it closest to an equal share of what is left, within half to one
-    and a half times that share; where none does, with the last one that ends before `max_chunk_len`. Only a sentence
-    longer than that is cut: what it says could not be told from either part.
+    Each chunk ends where the sentence ends that leaves it closest to an equal share of what is left. Only a sentence
+    longer than `max_chunk_len` is cut: what it says could not be told from either part.
 
     Args:
       starts: places in `ids` where a sentence begins (`Tokenizer.encode_sentences`), ascending.
-      count: chunks that are wanted; there are more where these would be too long, or where sentences ask for it.
+      count: chunks that are wanted; there are more where these would be too long, and more or fewer where sentences ask
+        for it.
 
     Raises:
       UserError: the document is empty, or `max_chunk_len` is not positive.
     """
     _check(ids, max_chunk_len)
-    chunks, start = [], 0
+    chunks, start, ends = [], 0, [*starts, len(ids)]
     while start < len(ids):
         left = len(ids) - start
         share = -(-left // max(count - len(chunks), -(-left // max_chunk_len)))
         stop = start + share
         if share < left:
-            longest = start + min(max_chunk_len, share + share // 2)
-            near = starts[bisect.bisect_left(starts, start + share - share // 2) : bisect.bisect_right(starts, longest)]
-            before = starts[: bisect.bisect_right(starts, start + max_chunk_len)][-1:]
-            ends = [place for place in near or before if place > start]
-            stop = min(ends, key=lambda place: abs(place - stop), default=stop)
+            last = bisect.bisect_right(ends, start + max_chunk_len)
+            whole = ends[bisect.bisect_right(ends, start) : last]
+            stop = min(whole, key=lambda place: abs(place - stop), default=stop)
         chunks.append(list(ids[start:stop]))
         start = stop
     return chunks
