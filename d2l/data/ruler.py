@@ -11,7 +11,8 @@
 | multivalue | real text | words | number | 1 | its four values |
 | multiquery | real text | words | number | 4 | the values of all |
 
-Splits share no noun of a key and no text. Real text is the language reference that every Python carries.
+Words are those of the `wonderwords` package, as in RULER. Splits share no noun of a key and no text. Real text is the
+language reference that every Python carries.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from d2l.target.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 FORMS = (*ANSWERS, "joined", "quoted")
-WORDS = ("list", "vocabulary")
+WORDS = ("ruler", "few", "vocabulary")
 NEEDLE = "One of the special magic {}s for {} is: {}."
 KINDS = {"numbers": "number", "uuids": "UUID"}
 ADJECTIVES = (
@@ -113,7 +114,7 @@ def ruler_at(
     queries: int = 1,
     answers: str = "value",
     short: bool = True,
-    words: str = "list",
+    words: str = "ruler",
 ) -> Record:
     """Item `index` of a task, split and seed: a pure function of all arguments.
 
@@ -130,8 +131,10 @@ def ruler_at(
         before a digit, where tokenizers make it a token of its own; or `continued` from the values on, its beginning
         being the query's `start`.
       short: end questions in a line that asks for the values alone.
-      words: of keys, one of `WORDS`: those of `ADJECTIVES` and `NOUNS`; or any of the tokenizer's vocabulary but nouns
-        of other splits, a few of them in each document, so that its keys share words (not in RULER, for training).
+      words: of keys, one of `WORDS`: RULER's own, 910 adjectives and, over all splits, 6,782 nouns; the `few` of
+        `ADJECTIVES` and `NOUNS`, so that keys of a document share a noun more often: of eight one in three in the test
+        split, where RULER's do once in a hundred; or any of the tokenizer's vocabulary but nouns of other splits, a
+        few of them in each document, for training.
 
     Raises:
       UserError: an unknown task, split, form of answers or kind of words, too few needles, or a range that cannot hold
@@ -154,7 +157,11 @@ def ruler_at(
             "larger number last, and 1 question or more."
         )
     count = low if low == high else int(rng.integers(low, high, endpoint=True))
-    lexicon = Lexicon(ADJECTIVES, _nouns(split)) if words == "list" else _few(rng, _vocabulary(tokenizer, split))
+    if words == "vocabulary":
+        lexicon = _few(rng, _vocabulary(tokenizer, split))
+    else:
+        both = _published() if words == "ruler" else Lexicon(ADJECTIVES, NOUNS)
+        lexicon = both._replace(nouns=_part(both.nouns, split))
     keys = [_fresh(rng, spec.keys, lexicon, used) for _ in range(count)]
     values = {key: [_fresh(rng, spec.values, lexicon, used) for _ in range(spec.per_key)] for key in keys}
     kind = KINDS[spec.values]
@@ -246,7 +253,8 @@ def _few(rng: np.random.Generator, words: Sequence[str]) -> Lexicon:
 @functools.lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer, split: str) -> list[str]:
     """Words of a tokenizer's vocabulary that are no nouns of other splits."""
-    others = set(NOUNS) - set(_nouns(split))
+    nouns = (NOUNS, _published().nouns)
+    others = {noun for both in nouns for noun in both} - {noun for both in nouns for noun in _part(both, split)}
     tokens = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
     found = sorted({token[1:] for token in tokens if re.fullmatch(r" [a-z]{3,10}", token)} - others)
     if not found:
@@ -255,10 +263,18 @@ def _vocabulary(tokenizer: Tokenizer, split: str) -> list[str]:
 
 
 @functools.cache
-def _nouns(split: str) -> list[str]:
+def _published() -> Lexicon:
+    """The words that RULER takes."""
+    from wonderwords import RandomWord
+
+    words = RandomWord()
+    return Lexicon(*(words.filter(include_categories=[kind]) for kind in ("adjective", "noun")))
+
+
+def _part(nouns: Sequence[str], split: str) -> list[str]:
     """The nouns of a split: one in eight each for validation and test."""
     places = {"validation": (6,), "test": (7,), "train": range(6)}[split]
-    return [noun for i, noun in enumerate(NOUNS) if i % 8 in places]
+    return [noun for i, noun in enumerate(nouns) if i % 8 in places]
 
 
 @functools.cache

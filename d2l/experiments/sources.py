@@ -53,10 +53,11 @@ def ruler(
     seed: int = 0,
     tokens: tuple[int, int] = (32, 256),
     short: bool = True,
+    words: str = "ruler",
 ) -> Iterator[Record]:
     """One of RULER's needle tasks; `short` questions ask for the values alone."""
     for index in itertools.count():
-        yield ruler_at(task, split, seed, index, tokenizer, *tokens, short=short)
+        yield ruler_at(task, split, seed, index, tokenizer, *tokens, short=short, words=words)
 
 
 def published(name: str) -> Callable[..., Iterator[Record]]:
