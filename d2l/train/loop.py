@@ -110,7 +110,7 @@ def train(
 
         state, cursor, done = checkpoints.restore(state, cursor_of)
         if not done:
-            state |= {"params": _measured(state["params"], hyper, target, stages[0], feeds[0], fields)}
+            state |= {"params": _with_memory(state["params"], hyper, target, stages[0], feeds[0], fields)}
         abstract_state = abstract(state)
 
         # ------------------------------------------------------------ updates, stage by stage
@@ -235,7 +235,7 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
     return params | {name: dict(fresh[name]) | leaves for name, leaves in kept.items()}
 
 
-def _measured(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict, feed: Any, fields: dict) -> Any:
+def _with_memory(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict, feed: Any, fields: dict) -> Any:
     """The parameters with a memory's noise, if it knows nothing of it yet, and after `reading_steps` updates."""
     step, steps = step_config(fields, stage), fields.get("reading_steps", 0)
     if steps and not hyper.memory_layers:
