@@ -80,9 +80,11 @@ class Chunking:
         numbers that it was not trained on, their sum drowns the rest.
       chunk_at: `tokens` for chunks of equal length, `sentences` for whole sentences where they fit.
       keep_loudness: of these, only those stay that are at least so loud, as a share of the document's loudest chunk.
+      chunk_len: about so many tokens a chunk of whole sentences has, so that those that stay hold little else; only one
+        with a longer sentence has more, up to `max_chunk_len`. 0 makes as few chunks as can be.
 
     Raises:
-      UserError: a negative number of chunks to keep, a share outside 0 to 1, an unknown `chunk_at`, or whole sentences
+      UserError: a negative number of chunks or tokens, a share outside 0 to 1, an unknown `chunk_at`, or whole sentences
         that overlap.
     """
 
@@ -91,12 +93,17 @@ class Chunking:
     keep_chunks: int = 0
     chunk_at: str = "tokens"
     keep_loudness: float = 0.0
+    chunk_len: int = 0
 
     def __post_init__(self):
         if self.keep_chunks < 0:
             raise UserError(f"keep_chunks is {self.keep_chunks}: give 1 or more, or 0 to keep all.")
         if not 0 <= self.keep_loudness <= 1:
             raise UserError(f"keep_loudness is {self.keep_loudness}: give a share of the loudest, 0 to 1.")
+        if self.chunk_len < 0:
+            raise UserError(
+                f"chunk_len is {self.chunk_len}: give a number of tokens, or 0 for as few chunks as can be."
+            )
         if self.chunk_at not in CHUNK_AT:
             raise UserError(f"chunk_at is {self.chunk_at!r}: give {' or '.join(CHUNK_AT)}.")
         if self.chunk_at == "sentences" and self.chunk_overlap:
@@ -108,7 +115,8 @@ class Chunking:
     def split(self, ids: Sequence[int], starts: Sequence[int] = ()) -> list[list[int]]:
         """The chunks of a document (`split_tokens`, or `split_sentences` with the places where these start)."""
         if self.chunk_at == "sentences":
-            return split_sentences(ids, starts, self.max_chunk_len)
+            count = -(-len(ids) // self.chunk_len) if self.chunk_len else 1
+            return split_sentences(ids, starts, self.max_chunk_len, count)
         return split_tokens(ids, self.max_chunk_len, self.chunk_overlap)
 
     def kept(self, chunks: int) -> int:

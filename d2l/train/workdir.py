@@ -30,6 +30,7 @@ FREE_FIELDS = (
     "keep_chunks",
     "chunk_at",
     "keep_loudness",
+    "chunk_len",
 )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from d2l.data.batch import NeedleBatches, NeedleStage, make_example
 from d2l.data.chunk import CHUNK_PROBS, draw_num_chunks
 from d2l.errors import UserError
-from d2l.hypernet.chunk import split_into, split_sentences, split_tokens
+from d2l.hypernet.chunk import Chunking, split_into, split_sentences, split_tokens
 
 
 @given(length=st.integers(1, 500), count=st.integers(1, 40))
@@ -161,3 +161,20 @@ def test_chunks_end_where_sentences_do():
     assert all(len(set(before) & set(after)) == 0 for before, after in itertools.pairwise(chunks))
     cut = split_sentences(ids, [], 20)  # no sentence ends: equal shares
     assert [len(chunk) for chunk in cut] == [16, 16, 16]
+
+
+def test_a_length_that_is_aimed_at():
+    """Short sentences are put together up to about it, one longer than it stays whole."""
+    sizes = (4, 5, 3, 14, 4, 4, 5, 3)
+    ids = list(range(sum(sizes)))
+    starts = np.cumsum(sizes)[:-1].tolist()
+
+    def lengths(**aimed: int) -> list[int]:
+        return [len(chunk) for chunk in Chunking(20, chunk_at="sentences", **aimed).split(ids, starts)]
+
+    assert lengths() == [12, 14, 16]
+    assert lengths(chunk_len=8) == [9, 3, 14, 4, 4, 8]
+    assert lengths(chunk_len=1) == list(sizes)
+    assert lengths(chunk_len=100) == lengths()
+    with pytest.raises(UserError, match="chunk_len is -1: give a number of tokens"):
+        Chunking(20, chunk_len=-1)
