@@ -84,8 +84,8 @@ class Chunking:
         with a longer sentence has more, up to `max_chunk_len`. 0 makes as few chunks as can be.
 
     Raises:
-      UserError: a negative number of chunks or tokens, a share outside 0 to 1, an unknown `chunk_at`, or whole sentences
-        that overlap.
+      UserError: a negative number of chunks or tokens, a share outside 0 to 1, an unknown `chunk_at`, or sentences that
+        overlap.
     """
 
     max_chunk_len: int
