@@ -8,7 +8,7 @@ eight chunks of a document stay, those nearly as loud as the loudest. The launch
     d2l train --config configs/smollm2_keys.py --workdir runs/smollm2_keys
 
 Two CPU cores: 11 to 16 s an update, an hour or more, and 1.7 s one of the reading. What is shipped came about in
-four parts (its card).
+five parts, of which the last is the stage `words` (its card).
 Useful override: --config.init=checkpoints/keys_smollm2, from the shipped weights on
 """
 
@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.lr_multipliers.memory = 10.0
     config.reading_steps = 400
     config.checkpoint_every = 20
-    config.update({"max_chunk_len": 64, "keep_chunks": 8, "keep_loudness": 0.7})
+    config.update({"max_chunk_len": 64, "chunk_len": 32, "keep_chunks": 8, "keep_loudness": 0.7})
     stage = {
         "order": 0,
         "steps": 280,
@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
         "max_chunks": 8,
         # One pack: 3,000 positions of documents, 2,050 of questions with their answers.
         "contexts": 16,
-        "chunks": 52,
+        "chunks": 64,
         "ctx_rows": 6,
         "ctx_tokens": 500,
         "row_chunks": 12,
@@ -78,9 +78,26 @@ def get_config() -> ml_collections.ConfigDict:
         },
         "contexts": 11,
         "max_chunks": 12,
-        "chunks": 80,
+        "chunks": 90,
         "ctx_rows": 9,
         "query_rows": 4,
     }
-    config.stages = ml_collections.ConfigDict({"memory": stage, "longer": longer})
+    # Keys of any words beside RULER's: what tells them apart is learned from many.
+    words = stage | {
+        "order": 2,
+        "steps": 80,
+        "warmup": 3,
+        "lr_factor": 0.6,
+        "data": {
+            "keys": {"path": "data/ruler_keys_quoted", "weight": 0.4},
+            "words": {"path": "data/ruler_words_quoted", "weight": 0.22},
+            "uuids": {"path": "data/ruler_uuids_quoted", "weight": 0.12},
+            "texts_long": {"path": "data/ruler_texts_long", "weight": 0.1},
+            "single": {"path": "data/ruler_single_quoted", "weight": 0.1},
+            "few": {"path": "data/ruler_few_quoted", "weight": 0.06},
+        },
+        "contexts": 14,
+        "chunks": 60,
+    }
+    config.stages = ml_collections.ConfigDict({"memory": stage, "longer": longer, "words": words})
     return config
