@@ -253,8 +253,7 @@ def _few(rng: np.random.Generator, words: Sequence[str]) -> Lexicon:
 @functools.lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer, split: str) -> list[str]:
     """Words of a tokenizer's vocabulary that are no nouns of other splits."""
-    nouns = (NOUNS, _published().nouns)
-    others = {noun for both in nouns for noun in both} - {noun for both in nouns for noun in _part(both, split)}
+    others = {noun for nouns in (NOUNS, _published().nouns) for noun in set(nouns) - set(_part(nouns, split))}
     tokens = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
     found = sorted({token[1:] for token in tokens if re.fullmatch(r" [a-z]{3,10}", token)} - others)
     if not found:

@@ -137,7 +137,6 @@ def test_words_of_the_vocabulary(tokenizer):
     seen, shared = set(), 0
     published = RandomWord().filter(include_categories=["noun"])
     held_out = {noun for nouns in (NOUNS, published) for i, noun in enumerate(nouns) if i % 8 >= 6}
-    held_out -= {noun for nouns in (NOUNS, published) for i, noun in enumerate(nouns) if i % 8 < 6}
     for index in range(40):
         options = {"needles": (8, 8), "words": "vocabulary"}
         record = ruler_at("multikey_1", "train", 0, index, tokenizer, 300, 420, **options)
