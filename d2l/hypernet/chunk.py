@@ -81,7 +81,8 @@ class Chunking:
       chunk_at: `tokens` for chunks of equal length, `sentences` for whole sentences where they fit.
       keep_loudness: of these, only those stay that are at least so loud, as a share of the document's loudest chunk.
       chunk_len: about so many tokens a chunk of whole sentences has, so that those that stay hold little else; only one
-        with a longer sentence has more, up to `max_chunk_len`. 0 makes as few chunks as can be; `tokens` takes no notice of it.
+        with a longer sentence has more, up to `max_chunk_len`. 0 makes as few chunks as can be. Cuts at `tokens` take
+        no notice of it.
 
     Raises:
       UserError: a negative number of chunks or tokens, a share outside 0 to 1, an unknown `chunk_at`, or sentences that
