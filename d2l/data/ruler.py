@@ -115,6 +115,7 @@ def ruler_at(
     answers: str = "value",
     short: bool = True,
     words: str = "ruler",
+    alike: bool = False,
 ) -> Record:
     """Item `index` of a task, split and seed: a pure function of all arguments.
 
@@ -135,6 +136,8 @@ def ruler_at(
         `ADJECTIVES` and `NOUNS`, so that keys of a document share a noun more often: of eight one in three in the test
         split, where RULER's do once in a hundred; or any of the tokenizer's vocabulary but nouns of other splits, a
         few of them in each document, for training.
+      alike: values of a document begin alike, with up to the first half of its first one's, so that keys alone tell
+        them apart; for training.
 
     Raises:
       UserError: an unknown task, split, form of answers or kind of words, too few needles, or a range that cannot hold
@@ -163,7 +166,8 @@ def ruler_at(
         both = _published() if words == "ruler" else Lexicon(ADJECTIVES, NOUNS)
         lexicon = both._replace(nouns=_part(both.nouns, split))
     keys = [_fresh(rng, spec.keys, lexicon, used) for _ in range(count)]
-    values = {key: [_fresh(rng, spec.values, lexicon, used) for _ in range(spec.per_key)] for key in keys}
+    start = _fresh(rng, spec.values, lexicon, used) if alike else ""
+    values = {key: [_fresh(rng, spec.values, lexicon, used, start) for _ in range(spec.per_key)] for key in keys}
     kind = KINDS[spec.values]
     pairs = [(key, value) for key in keys for value in values[key]]
     told = [NEEDLE.format(kind, *pairs[i]) for i in rng.permutation(len(pairs))]
@@ -228,8 +232,11 @@ def _background(
     return other
 
 
-def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[str]) -> str:
-    """A key or value that this document has not yet; words grow longer where short ones run out."""
+def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[str], start: str = "") -> str:
+    """A key or value that this document has not yet; words grow longer where short ones run out.
+
+    With a start it begins as that does, up to a half of it.
+    """
     for attempt in itertools.count():
         if kind == "words":
             adjectives, nouns = lexicon
@@ -239,6 +246,9 @@ def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[st
             found = str(rng.integers(1_000_000, 10_000_000))
         else:
             found = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        if start:
+            same = rng.integers(1 + len(start) // 2)
+            found = start[:same] + found[same:]
         if found not in used:
             break
     used.add(found)

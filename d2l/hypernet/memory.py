@@ -112,9 +112,8 @@ class Memory(nnx.Module):
         tokens, place_Cm, length_C1 = places.take, places.place_Cm, places.length_C1
         real_Cm = place_Cm < length_C1
         said_Cm = places.says(c.turn_tokens)
-        hidden = jax.nn.silu(tokens(features_NTF) @ self.gate_in[...])
-        part_Cmnk = (hidden @ self.gate_out[...] + self.gate_bias[...][None, None]).reshape(*place_Cm.shape, -1, PARTS)
-        open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0] + GATE_START)
+        part_Cmnk = self.gates(tokens(features_NTF))
+        open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0])
         second_Cm = places.says(c.turn_tokens, 2)
         words = [tokens(sources["words"], shift) for shift in (1, 0, 2)]
         words[2] = jnp.where(second_Cm[..., None], words[2], 0)
@@ -144,6 +143,13 @@ class Memory(nnx.Module):
                 "B": value.astype(features_NTF.dtype)[:, None],
             }
         return factors
+
+    def gates(self, features_CmF: jax.Array) -> jax.Array:
+        """`[C, m, n, PARTS]`: the logit of what a token says at all, how much of itself, how much of the second next."""
+        hidden = jax.nn.silu(features_CmF @ self.gate_in[...])
+        part_Cmk = hidden @ self.gate_out[...] + self.gate_bias[...][None, None]
+        part_Cmnk = part_Cmk.reshape(*features_CmF.shape[:2], -1, PARTS)
+        return part_Cmnk.at[..., 0].add(GATE_START)
 
     def solve(self, factors: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, jax.Array]]:
         """Keys of contexts `[1, C, R, i]` as A rows; other entries as they are."""

@@ -252,8 +252,8 @@ def _with_memory(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage
         params = noise.with_noise(params, target.params, batches(count), hyper, target.config, step)
     if steps:
 
-        def report(number: int, loss: float, found: float) -> None:
-            print(f"reading {number}/{steps}  loss {loss:.4f}  found {found:.1%}", flush=True)
+        def report(number: int, loss: float, found: float, gated: float) -> None:
+            print(f"reading {number}/{steps}  loss {loss:.4f}  found {found:.1%}  gated {gated:.1%}", flush=True)
 
         last = target.params, batches(steps), steps, hyper, target.config, step, report
         params = reading.with_reading(params, *last)
