@@ -91,6 +91,8 @@ class Memory(nnx.Module):
         self.gain = full(1.0, n, PARTS, o)
         if config.memory_value_map:
             self.value_map = full(0.0, n, o, o)
+        if config.memory_gate_next:
+            self.gate_next = full(0.0, F, n)
         self.log_strength, self.log_ridge = full(0.0, n), full(0.0, n)
 
     def __call__(
@@ -104,15 +106,16 @@ class Memory(nnx.Module):
           chunks_C: as in `Hypernet`.
 
         Returns:
-          `{name: {"A": [C, 1, m, i], "B": [C, 1, m, o]}}`: keys of length 1, zero where there is no token; values
-          zero at the last token and those of the chat turn.
+          `{name: {"A": [C, 1, m, i], "B": [C, 1, m, o]}}`: keys of length 1, zero where there is no token and at the
+          first one, or with `memory_skip_first` what is first without its part along it; values zero at the last token
+          and those of the chat turn.
         """
         c = self.config
         places = Places.of(mask_NPT, chunks_C, c.memory_tokens)
         tokens, place_Cm, length_C1 = places.take, places.place_Cm, places.length_C1
         real_Cm = place_Cm < length_C1
         said_Cm = places.says(c.turn_tokens)
-        part_Cmnk = self.gates(tokens(features_NTF))
+        part_Cmnk = self.gates(features_NTF, places)
         open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0])
         second_Cm = places.says(c.turn_tokens, 2)
         words = [tokens(sources["words"], shift) for shift in (1, 0, 2)]
@@ -126,6 +129,8 @@ class Memory(nnx.Module):
             k_Cmi = h_Cmi - jnp.sum(h_Cmi * sink_C1i, axis=-1, keepdims=True) * sink_C1i
             size_Cm1 = jnp.linalg.norm(k_Cmi, axis=-1, keepdims=True)
             k_Cmi = jnp.where((real_Cm & (place_Cm > 0))[..., None], k_Cmi / jnp.maximum(size_Cm1, LEAST), 0.0)
+            if c.memory_skip_first:  # `solve` takes it from there
+                k_Cmi = k_Cmi.at[:, :1].set(jnp.where(real_Cm[:, :1, None], sink_C1i, 0.0))
             # A residual stream of length 1 would be moved by `strength` where a key is met again.
             strength = self.config.memory_strength * jnp.exp(self.log_strength[j].astype(jnp.float32))
             length_Cm1 = jnp.linalg.norm(tokens(sources["stream"][j]).astype(jnp.float32), axis=-1, keepdims=True)
@@ -144,12 +149,14 @@ class Memory(nnx.Module):
             }
         return factors
 
-    def gates(self, features_CmF: jax.Array) -> jax.Array:
-        """`[C, m, n, PARTS]`: the logit of what a token says at all, how much of itself, how much of the second next."""
-        hidden = jax.nn.silu(features_CmF @ self.gate_in[...])
+    def gates(self, features_NTF: jax.Array, places: Places) -> jax.Array:
+        """`[C, m, n, PARTS]`: logits of what a token says at all, and how much of itself and of the second next."""
+        hidden = jax.nn.silu(places.take(features_NTF) @ self.gate_in[...])
         part_Cmk = hidden @ self.gate_out[...] + self.gate_bias[...][None, None]
-        part_Cmnk = part_Cmk.reshape(*features_CmF.shape[:2], -1, PARTS)
-        return part_Cmnk.at[..., 0].add(GATE_START)
+        part_Cmnk = part_Cmk.reshape(*hidden.shape[:2], -1, PARTS).at[..., 0].add(GATE_START)
+        if self.config.memory_gate_next:
+            part_Cmnk = part_Cmnk.at[..., 0].add(places.take(features_NTF, 1) @ self.gate_next[...])
+        return part_Cmnk
 
     def solve(self, factors: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, jax.Array]]:
         """Keys of contexts `[1, C, R, i]` as A rows; other entries as they are."""
@@ -157,6 +164,9 @@ class Memory(nnx.Module):
         for j, layer in enumerate(self.config.memory_layers):
             name = memory_name(MEMORY_MODULE, layer)
             k_CRi = factors[name]["A"][0].astype(jnp.float32)
+            sink_C1i = k_CRi[:, :1]
+            if self.config.memory_skip_first:
+                k_CRi = k_CRi.at[:, :: self.config.memory_tokens].set(0.0)
             weight_i = jnp.exp(self.metric[j].astype(jnp.float32))[None, None]
             ridge = self.config.memory_ridge * jnp.exp(self.log_ridge[j].astype(jnp.float32))
             seen_CRi = self.quiet(j, k_CRi * weight_i)
@@ -171,6 +181,8 @@ class Memory(nnx.Module):
             if self.config.memory_size:
                 moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
                 a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
+            if self.config.memory_skip_first:
+                a_CRi = a_CRi - jnp.einsum("cri,csi->crs", a_CRi, sink_C1i, precision="highest") * sink_C1i
             solved[name] = {"A": a_CRi.astype(narrow)[None], "B": factors[name]["B"]}
         return solved
 

@@ -41,6 +41,9 @@ from d2l.train.step import check_mesh, init_state, make_step
 from d2l.train.watch import Profile, Watch
 from d2l.train.workdir import opened
 
+# What a memory that was trained without may get when training goes on.
+MEMORY_LATER = ("memory_value_map", "memory_gate_next", "memory_skip_first")
+
 
 def train(
     config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *, profile_steps: str = ""
@@ -217,8 +220,7 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
     """The parameters of the hypernetwork to start from; gates, a memory and what it lacks of one are fresh ones."""
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
-    if hyper.memory_value_map:
-        start["memory_value_map"] = True
+    start |= {name: True for name in MEMORY_LATER if getattr(hyper, name)}
     if not earlier.memory_layers:
         names = [field.name for field in dataclasses.fields(hyper) if field.name.startswith(("memory_", "turn_"))]
         start |= {name: getattr(hyper, name) for name in names}

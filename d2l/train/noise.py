@@ -97,7 +97,7 @@ def met(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> 
     fits_RM = same_RM & own_RM
     last_R, last_Km = group["query_tokens"][row_R, index_R], places.take(group["ctx_tokens"])
     after_RM = fits_RM & (last_R[:, None] == last_Km.reshape(1, -1))
-    gates_Mn = hypernet.memory.gates(places.take(features))[..., 0].reshape(-1, len(hyper.memory_layers))
+    gates_Mn = hypernet.memory.gates(features, places)[..., 0].reshape(-1, len(hyper.memory_layers))
     return Met(keys, x_nRi, own_RM, fits_RM, after_RM, gates_Mn)
 
 

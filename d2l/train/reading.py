@@ -27,7 +27,7 @@ from d2l.target.factors import memory_name
 from d2l.train.noise import met
 from d2l.train.step import StepConfig
 
-TRAINED = ("metric", "noise_in", "noise_out", "log_ridge", "gate_out", "gate_bias")
+TRAINED = ("metric", "noise_in", "noise_out", "log_ridge", "gate_out", "gate_bias", "gate_next")
 RATE = 3e-3
 REPORTED = 20
 # A row answers its own key with about 1: so much of this that one of hundreds stands out in a softmax.

@@ -14,7 +14,7 @@ from d2l.errors import UserError
 from d2l.hypernet.chunk import Chunking, split_tokens
 from d2l.hypernet.features import check_turn, read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
-from d2l.hypernet.memory import noise_maps
+from d2l.hypernet.memory import GATE_START, noise_maps
 from d2l.hypernet.store import save_hypernet
 from d2l.model import DocToLora
 from d2l.target.decoder import abstract_decoder, stack_params, unstack_params
@@ -128,6 +128,28 @@ def test_noise_is_discounted_by_its_covariance(decoder, target_config, tokens, s
             close(ab["A"][0, c], k @ np.linalg.inv(k.T @ k + C), 1e-3)
 
 
+def test_no_row_answers_to_the_first_token(decoder, target_config, tokens):
+    """Weights of keys tilt rows towards it; without that part they answer to all other keys as they did."""
+    answers, tokens = {}, tokens.at[:, 0].set(1)  # as chat turns begin alike
+    for skip in (False, True):
+        config = remembering(target_config, memory_noise=3, memory_skip_first=skip)
+        hypernet = build(config, perturbed(init_hypernet(config, 0)))
+        features, sources = read_context(decoder, config, tokens)
+        chunks = of_memory(hypernet(features, jnp.ones(tokens.shape, bool), sources=sources))
+        # Three chunks of two contexts, the second of which has one.
+        place = jnp.array([0, 0, 1]), jnp.array([0, 1, 0])
+        factors, _ = compose(chunks, *place, num_contexts=2, max_chunks=2, bias=None)
+        for j, (name, ab) in enumerate(hypernet.solve(factors).items()):
+            x = np.asarray(sources["memory"]["inputs"][j])
+            first = x[0, 0] / np.linalg.norm(x[0, 0])
+            keys = x[:, 1:] - (x[:, 1:] @ first)[..., None] * first
+            answers[skip, name, "first"] = np.abs(np.asarray(ab["A"])[0] @ first).max()
+            answers[skip, name] = np.einsum("cri,nti->crnt", np.asarray(ab["A"])[0], keys)
+    for name in ("down_proj@1", "down_proj@3"):
+        assert answers[False, name, "first"] > 1e-2 > 1e-4 > answers[True, name, "first"]
+        close(answers[True, name], answers[False, name], 1e-3)
+
+
 def test_what_is_said_passes_through_a_learned_matrix(decoder, target_config, tokens):
     features, sources = read_context(decoder, remembering(target_config), tokens)
 
@@ -147,8 +169,28 @@ def test_what_is_said_passes_through_a_learned_matrix(decoder, target_config, to
         close(ab["B"], plain[name]["B"] @ (jnp.eye(32) + maps[j]), 1e-4)
 
 
+def test_a_gate_may_read_the_word_that_it_lets_through(decoder, target_config, tokens):
+    features, sources = read_context(decoder, remembering(target_config), tokens)
+
+    def chunks(weights=None):
+        config = remembering(target_config, memory_gate_next=weights is not None)
+        params = init_hypernet(config, 0)
+        if weights is not None:
+            assert not np.any(params["memory"]["gate_next"])
+            params |= {"memory": params["memory"] | {"gate_next": weights}}
+        return of_memory(build(config, params)(features, jnp.ones(tokens.shape, bool), sources=sources))
+
+    weights = 0.5 * jax.random.normal(jax.random.key(4), (features.shape[-1], 2))
+    open_next = jax.nn.sigmoid(GATE_START + features @ weights) / jax.nn.sigmoid(GATE_START)
+    open_next = jnp.roll(open_next, -1, axis=1)  # nothing is said at the last token
+    plain = chunks()
+    for j, (name, ab) in enumerate(chunks(weights).items()):
+        np.testing.assert_array_equal(ab["A"], plain[name]["A"])
+        close(ab["B"], plain[name]["B"] * open_next[:, None, :, j, None], 1e-4)
+
+
 def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_config, tokens):
-    config = remembering(target_config)
+    config = remembering(target_config, memory_gate_next=True)
     hypernet = build(config, perturbed(init_hypernet(config, 0)))
     place = {
         "positions_NT": jnp.concatenate([jnp.arange(8), jnp.arange(12)])[None],
@@ -167,7 +209,7 @@ def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_conf
 
 
 def test_what_is_remembered_has_no_gradient_and_how_it_is_has(decoder, target_config, tokens):
-    config = remembering(target_config, memory_noise=3, memory_value_map=True)
+    config = remembering(target_config, memory_noise=3, memory_value_map=True, memory_gate_next=True)
     graphdef, params = nnx.split(decoder)
     hyper_def, hyper = abstract_hypernet(config)[0], perturbed(init_hypernet(config, 0))
 

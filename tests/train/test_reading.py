@@ -28,7 +28,10 @@ def examples(target):
     """Documents of one and two chunks; answers say words of them, the first ones those of the question too."""
     said = [
         ("The sky is blue and cold.", [("Is the sky blue?", "the sky is blue"), ("What is cold?", "The sky")]),
-        ("The magic number for the sun is 42. The grass is green.", [("What number for the sun?", "for the sun is 42")]),
+        (
+            "The magic number for the sun is 42. The grass is green.",
+            [("What number for the sun?", "for the sun is 42")],
+        ),
     ]
     out = []
     for count, (document, queries) in enumerate(said, 1):
