@@ -35,4 +35,6 @@ def get_config() -> ml_collections.ConfigDict:
     for tokens, counts in LENGTHS:
         for task, documents in zip(TASKS, counts, strict=True):
             config.suites[f"{task}_{tokens[1]}"] = suite | {"task": task, "tokens": tokens, "documents": documents}
+        keys = config.suites[f"multikey_1_{tokens[1]}"].to_dict()
+        config.suites[f"begun_{tokens[1]}"] = keys | {"begun": True}
     return config

@@ -98,7 +98,6 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         default="ruler",
         help="of keys: ruler; few, which keys share; vocabulary, any of the target's, which a document's keys share",
     )
-    sub.add_argument("--alike", action="store_true", help="values of a document begin alike, for training")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = kind("qa", qa, "a published question-answering set", tokens=False)
@@ -239,7 +238,6 @@ def ruler(args: argparse.Namespace) -> None:
         "answers": args.answers,
         "short": args.answers in ("value", "spaced"),
         "words": args.words,
-        "alike": args.alike,
     }
     items = itertools.product(range(args.samples), args.tasks.split(","))
     make = functools.partial(ruler_at, tokenizer=tokenizer, min_tokens=low, max_tokens=high, **options)

@@ -17,8 +17,6 @@ made ruler_uuids_quoted --tasks single_3 --samples 2500 --lengths 60-200 --seed 
 made ruler_keys_quoted --tasks multikey_1 --needles 2-8 --queries 3 --samples 6000 --lengths 160-300 --seed 24
 made ruler_words_quoted --tasks multikey_1 --needles 2-8 --queries 3 --samples 4000 --lengths 160-300 --seed 31 \
     --words vocabulary
-made ruler_alike_quoted --tasks multikey_1 --needles 2-8 --queries 3 --samples 4000 --lengths 160-300 --seed 32 \
-    --words vocabulary --alike
 made ruler_few_quoted --tasks multikey_1 --needles 1-3 --queries 2 --samples 4000 --lengths 40-128 --seed 25
 made ruler_keys_long --tasks multikey_1 --needles 2-8 --queries 3 --samples 1500 --lengths 300-460 --seed 34
 made ruler_texts_long --tasks single_2,single_3 --samples 600 --lengths 200-400 --seed 35

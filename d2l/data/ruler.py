@@ -115,7 +115,7 @@ def ruler_at(
     answers: str = "value",
     short: bool = True,
     words: str = "ruler",
-    alike: bool = False,
+    begun: bool = False,
 ) -> Record:
     """Item `index` of a task, split and seed: a pure function of all arguments.
 
@@ -136,8 +136,8 @@ def ruler_at(
         `ADJECTIVES` and `NOUNS`, so that keys of a document share a noun more often: of eight one in three in the test
         split, where RULER's do once in a hundred; or any of the tokenizer's vocabulary but nouns of other splits, a
         few of them in each document, for training.
-      alike: values of a document begin alike, with up to the first half of its first one's, so that keys alone tell
-        them apart; for training.
+      begun: the reply is begun (`Query.start`), as by RULER's own prompts: with the document's sentence up to its
+        value, or where several values are asked for with a sentence that names their keys.
 
     Raises:
       UserError: an unknown task, split, form of answers or kind of words, too few needles, or a range that cannot hold
@@ -149,6 +149,8 @@ def ruler_at(
         raise UserError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}.")
     spec = TASKS[task]
     check_answers(answers, FORMS)
+    if begun and answers != "value":
+        raise UserError(f"a reply that is begun goes on with the value, answers are {answers!r}: give 'value'.")
     if words not in WORDS:
         raise UserError(f"words are {words!r}: give one of {', '.join(WORDS)}.")
     rng = np.random.default_rng((list(TASKS).index(task), SPLITS.index(split), seed, index))
@@ -166,8 +168,7 @@ def ruler_at(
         both = _published() if words == "ruler" else Lexicon(ADJECTIVES, NOUNS)
         lexicon = both._replace(nouns=_part(both.nouns, split))
     keys = [_fresh(rng, spec.keys, lexicon, used) for _ in range(count)]
-    start = _fresh(rng, spec.values, lexicon, used) if alike else ""
-    values = {key: [_fresh(rng, spec.values, lexicon, used, start) for _ in range(spec.per_key)] for key in keys}
+    values = {key: [_fresh(rng, spec.values, lexicon, used) for _ in range(spec.per_key)] for key in keys}
     kind = KINDS[spec.values]
     pairs = [(key, value) for key in keys for value in values[key]]
     told = [NEEDLE.format(kind, *pairs[i]) for i in rng.permutation(len(pairs))]
@@ -183,6 +184,10 @@ def ruler_at(
             query = query._replace(answers=(" ".join(quotes),))
         elif answers != "value":
             query = _told(query, kind, asked, len(wanted), answers)
+        if begun and len(wanted) == 1:
+            query = query._replace(start=NEEDLE.format(kind, asked[0], "").removesuffix(" ."))
+        elif begun:
+            query = query._replace(start=_told(query, kind, asked, len(wanted), "continued").start)
         questions.append(query)
     return Record(f"{task}-{seed}-{index}", document, tuple(questions), "ruler", split)
 
@@ -232,11 +237,8 @@ def _background(
     return other
 
 
-def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[str], start: str = "") -> str:
-    """A key or value that this document has not yet; words grow longer where short ones run out.
-
-    With a start it begins as that does, up to a half of it.
-    """
+def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[str]) -> str:
+    """A key or value that this document has not yet; words grow longer where short ones run out."""
     for attempt in itertools.count():
         if kind == "words":
             adjectives, nouns = lexicon
@@ -246,9 +248,6 @@ def _fresh(rng: np.random.Generator, kind: str, lexicon: "Lexicon", used: set[st
             found = str(rng.integers(1_000_000, 10_000_000))
         else:
             found = str(uuid.UUID(bytes=rng.bytes(16), version=4))
-        if start:
-            same = rng.integers(1 + len(start) // 2)
-            found = start[:same] + found[same:]
         if found not in used:
             break
     used.add(found)

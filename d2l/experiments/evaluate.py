@@ -176,27 +176,31 @@ class Run:
                     items[key].add(case, self._answer(key, method, case, teach))
                 if key == TEACHER:
                     for query, row in zip(case.queries, items[key].rows[case.id], strict=True):
-                        responses[case.documents, query.question] = row["tokens"]
+                        responses[case.documents, query.question, query.start] = row["tokens"]
 
     def _answer(self, key: str, method: Method, case: Case, teach: Teach) -> list[dict[str, Any]]:
         memory, update = method.update(case.documents, [query.question for query in case.queries])
         memory = memory.scaled(case.scale) if case.scale != 1 else memory
         rows = []
         for number, query in enumerate(case.queries):
-            answer = method.recall(memory, update, query.question)
+            begun = self._begun(memory, query)
+            answer = method.recall(begun, update, query.question)
             scores = score(answer.text, query.answers, [name for name in self.metrics if name != "kl"])
             if "kl" in self.metrics:
                 response, logits = (answer.tokens, None) if key == TEACHER else teach(query)
-                scores["kl"] = 0.0 if logits is None else self._kl(memory, query, response, logits)
+                scores["kl"] = 0.0 if logits is None else self._kl(begun, query, response, logits)
             rows.append(_row(case, number, query, answer, scores))
         return rows
 
+    def _begun(self, memory: Memory, query: Query) -> Memory:
+        return memory.begun(self.model.tokenizer.encode(query.start)) if query.start else memory
+
     def _teacher_logits(self, case: Case, responses: dict, query: Query) -> tuple[list[int], jax.Array]:
         """What the target answers with the documents in its prompt, with its end, and its logits there."""
-        tokens = responses[case.documents, query.question]
+        tokens = responses[case.documents, query.question, query.start]
         method = self.methods[TEACHER]
         response = tokens if len(tokens) == method.max_new_tokens else [*tokens, self.model.tokenizer.eos_ids[0]]
-        memory = method.remember(case.documents, [query.question])
+        memory = self._begun(method.remember(case.documents, [query.question]), query)
         return response, self._forced.logits(memory, query.question, response)
 
     def _kl(self, memory: Memory, query: Query, response: list[int], teacher: jax.Array) -> float:

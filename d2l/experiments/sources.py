@@ -54,10 +54,11 @@ def ruler(
     tokens: tuple[int, int] = (32, 256),
     short: bool = True,
     words: str = "ruler",
+    begun: bool = False,
 ) -> Iterator[Record]:
-    """One of RULER's needle tasks; `short` questions ask for the values alone."""
+    """One of RULER's needle tasks; `short` questions ask for the values alone, replies may be `begun`."""
     for index in itertools.count():
-        yield ruler_at(task, split, seed, index, tokenizer, *tokens, short=short, words=words)
+        yield ruler_at(task, split, seed, index, tokenizer, *tokens, short=short, words=words, begun=begun)
 
 
 def published(name: str) -> Callable[..., Iterator[Record]]:
@@ -142,12 +143,7 @@ def take_records(
         if len(found) == (documents or None) or missed == MOST_MISSES:
             break
         asked = [q for q in record.queries if q.answers and (not kinds or q.kind in kinds)][:queries]
-        if begun := [q.start for q in asked if q.start]:
-            raise UserError(
-                f"record {record.id!r} of {data} has an answer that goes on after {begun[0]!r}: evaluation takes whole "
-                "answers, give records without `start`."
-            )
-        put_queries = tuple(Query(put.replace("{}", q.question), q.answers, q.kind) for q in asked)
+        put_queries = tuple(q._replace(question=put.replace("{}", q.question), teacher=None) for q in asked)
         missed = 0 if put_queries else missed + 1
         if put_queries:
             found.append(Record(record.id, record.context, put_queries, record.source, record.split))

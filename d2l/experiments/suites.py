@@ -105,7 +105,7 @@ def swapped(tokenizer: Tokenizer, **source) -> list[Case]:
     cases = []
     for record in take_records(tokenizer, **source):
         for number, query in enumerate(record.queries):
-            asked = (Query(record.context, query.answers, query.kind),)
+            asked = (query._replace(question=record.context),)
             case = _case(record, tokenizer, documents=(query.question,), queries=asked)
             cases.append(dataclasses.replace(case, id=f"{case.id}#{number}"))
     return cases

@@ -50,8 +50,6 @@ class HypernetConfig:
         counts for less; training begins with measuring them.
       memory_value_map: what a memory says passes through a learned matrix; a layer far below the head, where the
         direction of a word means that it was read, does not say it without (`docs/memory.md`).
-      memory_gate_next: what a token says at all also depends, linearly, on the features of the next one, the word that
-        it says; without it the gate knows only what stands before that word.
       memory_skip_first: rows do not answer to the first token of a text, the attention sink, which is many times longer
         than others and the same in every prompt; keys never have a part along it, but weights and noise maps add one.
       turn_tokens: tokens of the chat turn before and after a document, which a memory says nothing of.
@@ -89,7 +87,6 @@ class HypernetConfig:
     memory_ridge: float = 0.1
     memory_noise: int = 0
     memory_value_map: bool = False
-    memory_gate_next: bool = False
     memory_skip_first: bool = False
     turn_tokens: tuple[int, int] = (0, 0)
 

@@ -91,8 +91,6 @@ class Memory(nnx.Module):
         self.gain = full(1.0, n, PARTS, o)
         if config.memory_value_map:
             self.value_map = full(0.0, n, o, o)
-        if config.memory_gate_next:
-            self.gate_next = full(0.0, F, n)
         self.log_strength, self.log_ridge = full(0.0, n), full(0.0, n)
 
     def __call__(
@@ -107,7 +105,7 @@ class Memory(nnx.Module):
 
         Returns:
           `{name: {"A": [C, 1, m, i], "B": [C, 1, m, o]}}`: keys of length 1, zero where there is no token and at the
-          first one, or with `memory_skip_first` what is first without its part along it; values zero at the last token
+          first one, or with `memory_skip_first` the direction of the first one itself; values zero at the last token
           and those of the chat turn.
         """
         c = self.config
@@ -115,8 +113,9 @@ class Memory(nnx.Module):
         tokens, place_Cm, length_C1 = places.take, places.place_Cm, places.length_C1
         real_Cm = place_Cm < length_C1
         said_Cm = places.says(c.turn_tokens)
-        part_Cmnk = self.gates(features_NTF, places)
-        open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0])
+        hidden = jax.nn.silu(tokens(features_NTF) @ self.gate_in[...])
+        part_Cmnk = (hidden @ self.gate_out[...] + self.gate_bias[...][None, None]).reshape(*place_Cm.shape, -1, PARTS)
+        open_Cmn = jax.nn.sigmoid(part_Cmnk[..., 0] + GATE_START)
         second_Cm = places.says(c.turn_tokens, 2)
         words = [tokens(sources["words"], shift) for shift in (1, 0, 2)]
         words[2] = jnp.where(second_Cm[..., None], words[2], 0)
@@ -148,15 +147,6 @@ class Memory(nnx.Module):
                 "B": value.astype(features_NTF.dtype)[:, None],
             }
         return factors
-
-    def gates(self, features_NTF: jax.Array, places: Places) -> jax.Array:
-        """`[C, m, n, PARTS]`: logits of what a token says at all, and how much of itself and of the second next."""
-        hidden = jax.nn.silu(places.take(features_NTF) @ self.gate_in[...])
-        part_Cmk = hidden @ self.gate_out[...] + self.gate_bias[...][None, None]
-        part_Cmnk = part_Cmk.reshape(*hidden.shape[:2], -1, PARTS).at[..., 0].add(GATE_START)
-        if self.config.memory_gate_next:
-            part_Cmnk = part_Cmnk.at[..., 0].add(places.take(features_NTF, 1) @ self.gate_next[...])
-        return part_Cmnk
 
     def solve(self, factors: dict[str, dict[str, jax.Array]]) -> dict[str, dict[str, jax.Array]]:
         """Keys of contexts `[1, C, R, i]` as A rows; other entries as they are."""

@@ -41,9 +41,6 @@ from d2l.train.step import check_mesh, init_state, make_step
 from d2l.train.watch import Profile, Watch
 from d2l.train.workdir import opened
 
-# What a memory that was trained without may get when training goes on.
-MEMORY_LATER = ("memory_value_map", "memory_gate_next", "memory_skip_first")
-
 
 def train(
     config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *, profile_steps: str = ""
@@ -220,7 +217,7 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
     """The parameters of the hypernetwork to start from; gates, a memory and what it lacks of one are fresh ones."""
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
-    start |= {name: True for name in MEMORY_LATER if getattr(hyper, name)}
+    start |= {name: True for name in ("memory_value_map", "memory_skip_first") if getattr(hyper, name)}
     if not earlier.memory_layers:
         names = [field.name for field in dataclasses.fields(hyper) if field.name.startswith(("memory_", "turn_"))]
         start |= {name: getattr(hyper, name) for name in names}
@@ -254,8 +251,8 @@ def _with_memory(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage
         params = noise.with_noise(params, target.params, batches(count), hyper, target.config, step)
     if steps:
 
-        def report(number: int, loss: float, found: float, gated: float) -> None:
-            print(f"reading {number}/{steps}  loss {loss:.4f}  found {found:.1%}  gated {gated:.1%}", flush=True)
+        def report(number: int, loss: float, found: float) -> None:
+            print(f"reading {number}/{steps}  loss {loss:.4f}  found {found:.1%}", flush=True)
 
         last = target.params, batches(steps), steps, hyper, target.config, step, report
         params = reading.with_reading(params, *last)

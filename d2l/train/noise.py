@@ -57,16 +57,12 @@ class Met(NamedTuple):
       x_nRi: inputs of the memory's layers at response tokens, of length 1.
       own_RM: whether the place is one of the answer's own document.
       fits_RM: whether it also says the answer's word: as its next one, or as its second next.
-      after_RM: whether it is also the token after which the answer says it.
-      gates_Mn: the logit of what each place says at all.
     """
 
     keys: Factors
     x_nRi: jax.Array
     own_RM: jax.Array
     fits_RM: jax.Array
-    after_RM: jax.Array
-    gates_Mn: jax.Array
 
 
 def met(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> Met:
@@ -94,11 +90,7 @@ def met(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> 
         same_RM |= group["response_tokens"][:, None] == word_Km.reshape(1, -1)
     own_RM = context_R[:, None] == jnp.repeat(group["chunk_context"], m)[None]
     own_RM &= (group["response_weight"] > 0)[:, None]
-    fits_RM = same_RM & own_RM
-    last_R, last_Km = group["query_tokens"][row_R, index_R], places.take(group["ctx_tokens"])
-    after_RM = fits_RM & (last_R[:, None] == last_Km.reshape(1, -1))
-    gates_Mn = hypernet.memory.gates(features, places)[..., 0].reshape(-1, len(hyper.memory_layers))
-    return Met(keys, x_nRi, own_RM, fits_RM, after_RM, gates_Mn)
+    return Met(keys, x_nRi, own_RM, same_RM & own_RM)
 
 
 def noise_moments(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> tuple[jax.Array, jax.Array]:
@@ -107,7 +99,7 @@ def noise_moments(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks
     Both say the same word (`Met.fits_RM`); of several tokens of a document it is the one whose keys are nearest in all
     layers together. e is the document's key less the response's, each of length 1, in the memory's `metric`.
     """
-    keys, x_nRi, _, fits_RM, *_ = met(hypernet, decoder, group, row_chunks)
+    keys, x_nRi, _, fits_RM = met(hypernet, decoder, group, row_chunks)
     names = [memory_name(MEMORY_MODULE, layer) for layer in hypernet.config.memory_layers]
     k_nMi = jnp.stack([keys[name]["A"].astype(jnp.float32).reshape(-1, keys[name]["A"].shape[-1]) for name in names])
     near_RM = jnp.where(fits_RM, jnp.einsum("nri,nmi->rm", x_nRi, k_nMi), -jnp.inf)

@@ -1,9 +1,5 @@
 """How a memory is read, trained by itself: a token of an answer shall find the rows of its document that say its word.
 
-And which rows say anything: where the question itself says the same word after the same token, the target can copy it
-from there, and better than from a row (`docs/memory.md`), so that the row's gate shall be shut; where only the answer
-says it, open.
-
 The target's blocks above the last memory layer take no part, so that with a memory in layer 1 an update costs a
 fraction of one of the distillation, which only sees through thirty blocks which rows were missed. Letters as in
 `d2l/train/noise.py`; C contexts of a group.
@@ -27,7 +23,7 @@ from d2l.target.factors import memory_name
 from d2l.train.noise import met
 from d2l.train.step import StepConfig
 
-TRAINED = ("metric", "noise_in", "noise_out", "log_ridge", "gate_out", "gate_bias", "gate_next")
+TRAINED = ("metric", "noise_in", "noise_out", "log_ridge")
 RATE = 3e-3
 REPORTED = 20
 # A row answers its own key with about 1: so much of this that one of hundreds stands out in a softmax.
@@ -42,13 +38,12 @@ def with_reading(
     hyper: HypernetConfig,
     target: TargetConfig,
     step: StepConfig,
-    report: Callable[[int, float, float, float], None],
+    report: Callable[[int, float, float], None],
 ) -> Any:
     """The parameters after an update (Adam, cosine) on each of `count` batches of the step.
 
     Args:
-      report: is told the number of every `REPORTED`th update, its loss, the share of tokens that were found and of
-        gates that were right.
+      report: is told the number of every `REPORTED`th update, its loss and the share of tokens that were found.
     """
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, count)))
 
@@ -73,19 +68,18 @@ def with_reading(
     for number, batch in enumerate(batches, 1):
         trained, state, means = update(trained, state, params, frozen, batch)
         if number % REPORTED == 0 or number in (1, count):
-            report(number, float(means["loss"]), float(means["found"]), float(means["gated"]))
+            report(number, float(means["loss"]), float(means["found"]))
     return params | {"memory": dict(params["memory"]) | trained}
 
 
 def reading_sums(hypernet: Hypernet, decoder: Decoder, group: Batch, step: StepConfig) -> dict[str, jax.Array]:
-    """Over the response tokens of a group whose word is in their document, float32 sums of:
+    """Over the response tokens of a group whose word is in their document: `loss`, `found` and `tokens`, float32.
 
-    `loss`, -log of the share that rows which say the word have in a softmax over all rows of the document, mean over
-    memory layers, and the gates' cross-entropy; `found`, where the row that answers most is one of them; `gated`, the
-    share of gates on the right side; `tokens`, their number.
+    The loss is -log of the share that rows which say the word have in a softmax over all rows of the document, mean
+    over memory layers; `found` counts where the row that answers most is one of them.
     """
     hyper = hypernet.config
-    keys, x_nRi, own_RM, fits_RM, after_RM, gates_Mn = met(hypernet, decoder, group, step.row_chunks)
+    keys, x_nRi, own_RM, fits_RM = met(hypernet, decoder, group, step.row_chunks)
     context_K, slot_K = group["chunk_context"], group["chunk_slot"]
     place = {"num_contexts": len(group["context_weight"]), "max_chunks": step.max_chunks, "bias": None}
     solved = hypernet.solve(compose(keys, context_K, slot_K, **place)[0])
@@ -104,28 +98,4 @@ def reading_sums(hypernet: Hypernet, decoder: Decoder, group: Batch, step: StepC
 
     losses, found = zip(*(of_layer(j, layer) for j, layer in enumerate(hyper.memory_layers)), strict=True)
     count = len(losses)
-    # Mean over the places that each token is found at, and over layers.
-    off_RMn = jnp.where(copied(group)[:, None, None], gates_Mn[None], -gates_Mn[None]).astype(jnp.float32)
-    weight_RM = after_RM.astype(jnp.float32)
-    weight_RM /= jnp.maximum(jnp.sum(weight_RM, axis=1, keepdims=True), 1.0)
-    gates = jnp.sum(jnp.mean(jax.nn.softplus(off_RMn), axis=-1) * weight_RM)
-    return {
-        "loss": sum(losses) / count + gates,
-        "found": sum(found) / count,
-        "gated": jnp.sum(jnp.mean(off_RMn < 0, axis=-1, dtype=jnp.float32) * weight_RM),
-        "tokens": jnp.sum(tokens_R, dtype=jnp.float32),
-    }
-
-
-def copied(group: Batch) -> jax.Array:
-    """bool `[R]`: the question says the same word after the same token, so that the target can copy it from there."""
-    tokens_QT, segments_QT = group["query_tokens"], group["query_segments"]
-    row_R, index_R = group["response_row"], group["response_index"]
-    answers_QT = jnp.zeros(tokens_QT.shape, bool).at[row_R, index_R].max(group["response_weight"] > 0)
-    next_QT, next_segments_QT = jnp.roll(tokens_QT, -1, axis=1), jnp.roll(segments_QT, -1, axis=1)
-    asked_QT = ~answers_QT & (segments_QT == next_segments_QT)
-    own_RT = asked_QT[row_R] & (segments_QT[row_R] == segments_QT[row_R, index_R][:, None])
-    same_RT = (tokens_QT[row_R] == tokens_QT[row_R, index_R][:, None]) & (
-        next_QT[row_R] == group["response_tokens"][:, None]
-    )
-    return jnp.any(own_RT & same_RT, axis=1)
+    return {"loss": sum(losses) / count, "found": sum(found) / count, "tokens": jnp.sum(tokens_R, dtype=jnp.float32)}

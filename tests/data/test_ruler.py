@@ -1,7 +1,6 @@
 """RULER's needle tasks: every answer stands in the document once, and nothing of it in another split."""
 
 import itertools
-import os
 import re
 
 import pytest
@@ -127,6 +126,17 @@ def test_answers_in_sentences(task, tokenizer):
         values = [re.search(r":( ?)(.*)\.", sentence).groups() for sentence in sentences]
         assert [value for _, value in values] == short.answers[0].split(", ")
         assert all((space == "") == value[0].isdigit() for space, value in values)
+    begun = ruler_at(task, "train", 0, index, tokenizer, 400, 900, begun=True, **options)
+    for query, short, cut in zip(begun.queries, plain.queries, rest.queries, strict=True):
+        assert query._replace(start="") == short
+        # The document's own sentence up to the one value.
+        assert (
+            query.start == cut.start
+            if ", " in short.answers[0]
+            else f"{query.start} {short.answers[0]}." in begun.context
+        )
+    with pytest.raises(UserError, match="goes on with the value, answers are 'quoted'"):
+        ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="quoted", begun=True, **options)
     spaced = ruler_at(task, "train", 0, index, tokenizer, 400, 900, answers="spaced", **options)
     assert [q.answers[0] for q in spaced.queries] == [f" {q.answers[0]}" for q in plain.queries]
     with pytest.raises(UserError, match="answers are 'all'"):
@@ -160,19 +170,3 @@ def test_the_command_and_the_evaluation_give_the_same(tmp_path, tokenizer):
     assert [record.queries[0].kind for record in records] == ["single_1", "multiquery"] * 2
     taken = take_records(tokenizer, data="ruler", documents=2, task="multiquery", tokens=(100, 200))
     assert [record.context for record in taken] == [record.context for record in records[1::2]]
-
-
-@pytest.mark.parametrize(("task", "half"), [("multikey_1", 3), ("single_3", 18)])
-def test_values_that_begin_alike(task, half, tokenizer):
-    lengths = []
-    for index in range(20):
-        options = {"needles": (4, 4), "words": "vocabulary"}
-        record = ruler_at(task, "train", 0, index, tokenizer, 300, 600, alike=True, **options)
-        values = re.findall(r" is: ([0-9a-f-]+)\.", record.context)
-        assert len(values) == len(set(values)) == 4
-        assert all(len(value) == len(values[0]) for value in values)
-        shared = map(os.path.commonprefix, itertools.combinations(values, 2))
-        assert record.context == ruler_at(task, "train", 0, index, tokenizer, 300, 600, alike=True, **options).context
-        lengths += map(len, shared)
-    assert sum(n > 1 for n in lengths) > len(lengths) / 4  # of values that do not, one in ten shares its first digit
-    assert sum(n >= half for n in lengths) > 0

@@ -78,6 +78,24 @@ def test_every_method_answers_and_tells_what_it_cost(model, needle, options, nam
         method.recall(method.remember([needle.document], [QUESTION]), first.update, " ")
 
 
+@pytest.mark.parametrize("name", ["in_context", "d2l", "kv_compaction"])
+def test_a_reply_that_is_begun_goes_on(model, needle, name):
+    """By each method as if it had begun it itself; logits of what follows too."""
+    method = make_method(model, name, 6, {})
+    memory, update = method.update([needle.document], [QUESTION])
+    whole = method.recall(memory, update, QUESTION)
+    begun = memory.begun(whole.tokens[:2])
+    rest = method.recall(begun, update, QUESTION)
+    assert rest.tokens[:4] == whole.tokens[2:] and rest.prompt_tokens == whole.prompt_tokens + 2
+    forced = Forced(model)
+    np.testing.assert_allclose(
+        forced.logits(begun, QUESTION, [5, 6]),
+        forced.logits(memory, QUESTION, [*whole.tokens[:2], 5, 6])[2:],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
 def tokens_of(model, name, documents, **options):
     return make_method(model, name, 8, options).answer(documents, [QUESTION])[0]
 

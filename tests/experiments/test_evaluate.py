@@ -156,9 +156,22 @@ def test_no_documents_asked_for_are_all_of_a_file(tokenizer, tmp_path):
     path = tmp_path / "all.jsonl"
     path.write_text("".join(json.dumps(record | {"id": str(i)}) + "\n" for i in range(3)))
     assert len(make_cases("records", {"data": "records", "documents": 0, "path": str(path)}, tokenizer)) == 3
-    path.write_text(json.dumps(record | {"id": "0", "queries": [query | {"start": "It is"}]}))
-    with pytest.raises(UserError, match="an answer that goes on after 'It is'"):
-        make_cases("records", {"data": "records", "documents": 0, "path": str(path)}, tokenizer)
+
+
+def test_replies_may_be_begun(fields, tokenizer, tmp_path):
+    query = {"question": "What is it?", "answers": ["a text"], "kind": ""}
+    record = {"id": "0", "context": "This is a text.", "source": "made", "split": "test"}
+    path, rows = tmp_path / "all.jsonl", {}
+    for start in ("", "It is"):
+        path.write_text(json.dumps(record | {"queries": [query | {"start": start}]}))
+        suites = {"one": {"kind": "records", "data": "records", "documents": 0, "path": str(path)}}
+        evaluate(fields | {"suites": suites}, tmp_path / f"run{start}")
+        rows[start] = items(tmp_path / f"run{start}")
+    for name, (row,) in rows["It is"].items():
+        (plain,) = rows[""][name]
+        assert row["prompt_tokens"] == plain["prompt_tokens"] + len(tokenizer.encode("It is"))
+        assert (row["scores"]["kl"] == 0) == name.endswith("in_context.jsonl")
+        assert row["scores"]["kl"] != plain["scores"]["kl"] or row["scores"]["kl"] == 0
 
 
 def test_what_does_not_exist_is_named_with_what_does(fields, tokenizer, capsys, tmp_path):

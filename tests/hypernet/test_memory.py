@@ -14,7 +14,7 @@ from d2l.errors import UserError
 from d2l.hypernet.chunk import Chunking, split_tokens
 from d2l.hypernet.features import check_turn, read_context
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
-from d2l.hypernet.memory import GATE_START, noise_maps
+from d2l.hypernet.memory import noise_maps
 from d2l.hypernet.store import save_hypernet
 from d2l.model import DocToLora
 from d2l.target.decoder import abstract_decoder, stack_params, unstack_params
@@ -169,28 +169,8 @@ def test_what_is_said_passes_through_a_learned_matrix(decoder, target_config, to
         close(ab["B"], plain[name]["B"] @ (jnp.eye(32) + maps[j]), 1e-4)
 
 
-def test_a_gate_may_read_the_word_that_it_lets_through(decoder, target_config, tokens):
-    features, sources = read_context(decoder, remembering(target_config), tokens)
-
-    def chunks(weights=None):
-        config = remembering(target_config, memory_gate_next=weights is not None)
-        params = init_hypernet(config, 0)
-        if weights is not None:
-            assert not np.any(params["memory"]["gate_next"])
-            params |= {"memory": params["memory"] | {"gate_next": weights}}
-        return of_memory(build(config, params)(features, jnp.ones(tokens.shape, bool), sources=sources))
-
-    weights = 0.5 * jax.random.normal(jax.random.key(4), (features.shape[-1], 2))
-    open_next = jax.nn.sigmoid(GATE_START + features @ weights) / jax.nn.sigmoid(GATE_START)
-    open_next = jnp.roll(open_next, -1, axis=1)  # nothing is said at the last token
-    plain = chunks()
-    for j, (name, ab) in enumerate(chunks(weights).items()):
-        np.testing.assert_array_equal(ab["A"], plain[name]["A"])
-        close(ab["B"], plain[name]["B"] * open_next[:, None, :, j, None], 1e-4)
-
-
 def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_config, tokens):
-    config = remembering(target_config, memory_gate_next=True)
+    config = remembering(target_config)
     hypernet = build(config, perturbed(init_hypernet(config, 0)))
     place = {
         "positions_NT": jnp.concatenate([jnp.arange(8), jnp.arange(12)])[None],
@@ -209,7 +189,7 @@ def test_packed_and_padded_chunks_are_those_of_chunks_alone(decoder, target_conf
 
 
 def test_what_is_remembered_has_no_gradient_and_how_it_is_has(decoder, target_config, tokens):
-    config = remembering(target_config, memory_noise=3, memory_value_map=True, memory_gate_next=True)
+    config = remembering(target_config, memory_noise=3, memory_value_map=True)
     graphdef, params = nnx.split(decoder)
     hyper_def, hyper = abstract_hypernet(config)[0], perturbed(init_hypernet(config, 0))
 

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from d2l.data.batch import make_example
 from d2l.errors import UserError
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
-from d2l.hypernet.memory import GATE_START
 from d2l.hypernet.store import load_hypernet
 from d2l.target.decoder import abstract_decoder
 from d2l.train import loop, reading
@@ -19,26 +17,8 @@ from tests.train.test_loop import config_for
 from tests.train.test_noise import LAYERS, PACKED, keys_and_inputs
 from tests.train.test_step import batch_of
 
-hyper, target = test_noise.hyper, test_noise.target
+examples, hyper, target = test_noise.examples, test_noise.hyper, test_noise.target
 STEP = StepConfig("ce", row_chunks=4, max_chunks=2)
-
-
-@pytest.fixture(scope="module")
-def examples(target):
-    """Documents of one and two chunks; answers say words of them, the first ones those of the question too."""
-    said = [
-        ("The sky is blue and cold.", [("Is the sky blue?", "the sky is blue"), ("What is cold?", "The sky")]),
-        (
-            "The magic number for the sun is 42. The grass is green.",
-            [("What number for the sun?", "for the sun is 42")],
-        ),
-    ]
-    out = []
-    for count, (document, queries) in enumerate(said, 1):
-        ids = target.tokenizer.encode(document)
-        size = -(-len(ids) // count)
-        out.append(make_example([ids[i : i + size] for i in range(0, len(ids), size)], queries, target.tokenizer))
-    return out
 
 
 def sums_of(decoder, hyper, example):
@@ -65,24 +45,6 @@ def sums_of(decoder, hyper, example):
     return losses, found
 
 
-def shut_of(hyper, example):
-    """Of each answer token that stands in the document after the same token: whether it also does in its question."""
-    before, after = hyper.turn_tokens
-    pairs = {
-        (ids[t], word)
-        for ids in example.chunks
-        for t in range(before, len(ids) - after - 1)
-        for word in ids[t + 1 : min(t + 3, len(ids) - after)]
-    }
-    shut = []
-    for query in example.queries:
-        said = [*query.prompt, *query.response]
-        asked = set(zip(query.prompt, query.prompt[1:], strict=False))
-        answer = zip(said[len(query.prompt) - 1 :], query.response, strict=False)
-        shut += [pair in asked for pair in answer if pair in pairs]
-    return shut
-
-
 def extra(example, hyper, rows):
     """Places of the chunks' rows that hold no token: each answers 0, so that it counts 1 in the softmax."""
     return len(example.chunks) * hyper.memory_tokens - rows
@@ -94,13 +56,10 @@ def test_sums_are_those_of_texts_one_by_one(target, hyper, examples):
     group = jax.tree.map(lambda a: jnp.asarray(a[0, 0]), batch_of(examples, PACKED))
     sums = reading.reading_sums(hypernet, decoder, group, STEP)
     losses, found = (sum(parts, []) for parts in zip(*(sums_of(decoder, hyper, e) for e in examples), strict=True))
-    count, shut = len(LAYERS), sum((shut_of(hyper, e) for e in examples), [])
+    count = len(LAYERS)
     assert int(sums["tokens"]) == len(losses) // count > 3
-    assert 0 < sum(shut) < len(shut)
-    gates = sum(np.log1p(np.exp(GATE_START if copied else -GATE_START)) for copied in shut)  # a fresh one is open
-    np.testing.assert_allclose(sums["loss"], sum(losses) / count + gates, rtol=2e-3)
+    np.testing.assert_allclose(sums["loss"], sum(losses) / count, rtol=2e-3)
     np.testing.assert_allclose(sums["found"], sum(found) / count)
-    np.testing.assert_allclose(sums["gated"], len(shut) - sum(shut))
 
 
 def test_updates_find_more_and_leave_the_rest(target, hyper, examples):
@@ -132,4 +91,4 @@ def test_training_begins_with_it(target_folder, target, tmp_path):
         loop.train(config, tmp_path / str(steps))
         read[steps] = load_hypernet(tmp_path / str(steps) / "hypernet")[1]["memory"]
     changed = {name for name in read[0] if not np.array_equal(read[0][name], read[2][name])}
-    assert changed == {"metric", "log_ridge", "gate_out", "gate_bias"}
+    assert changed == {"metric", "log_ridge"}

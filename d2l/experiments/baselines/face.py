@@ -49,6 +49,10 @@ class Memory:
         """The same memory with its adapter `factor` times as strong."""
         return dataclasses.replace(self, adapter=self.adapter.scaled(factor))
 
+    def begun(self, start: list[int]) -> "Memory":
+        """The same memory with token ids after each prompt: how the reply begins."""
+        return dataclasses.replace(self, prompt=lambda query: _longer(self.prompt(query), start))
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -72,6 +76,10 @@ class Answer:
     kv_bytes: int
     prompt_tokens: int
     cut_tokens: int
+
+
+def _longer(prompt: Prompt, start: list[int]) -> Prompt:
+    return prompt._replace(ids=[*prompt.ids, *start])
 
 
 Remember = Callable[[Sequence[str], Sequence[str]], Memory]
