@@ -2,9 +2,10 @@
 
     d2l eval --config configs/eval_keys.py --workdir runs/eval_keys
 
-Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match. In the suite
-`few_words` keys of a document share words far more often than RULER's. Two cores, one half of the suites on each: 40
-minutes. Useful override: --config.hypernet=FOLDER
+Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match. RULER's own
+prompts begin the reply with a sentence that names the key: so do the suites `begun_*`, eight keys again, where a key
+cannot be misquoted. In the suite `few_words` keys of a document share words far more often than RULER's. Two cores,
+one half of the suites on each: 70 minutes. Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections
@@ -35,6 +36,6 @@ def get_config() -> ml_collections.ConfigDict:
     for tokens, counts in LENGTHS:
         for task, documents in zip(TASKS, counts, strict=True):
             config.suites[f"{task}_{tokens[1]}"] = suite | {"task": task, "tokens": tokens, "documents": documents}
-        keys = config.suites[f"multikey_1_{tokens[1]}"].to_dict()
-        config.suites[f"begun_{tokens[1]}"] = keys | {"begun": True}
+        begun = {"task": "multikey_1", "tokens": tokens, "documents": counts[0], "begun": True}
+        config.suites[f"begun_{tokens[1]}"] = suite | begun
     return config
