@@ -218,6 +218,7 @@ def _row(case: Case, number: int, query: Query, answer: Answer, scores: dict[str
         "scale": case.scale,
         "kind": query.kind,
         "question": query.question,
+        "start": query.start,
         "references": list(query.answers),
         "answer": answer.text,
         "tokens": answer.tokens,

@@ -125,7 +125,7 @@ class Memory(nnx.Module):
             # The first token of any text is huge in some layers; what a key has along it would move every prompt's.
             sink_C1i = h_Cmi[:, :1]
             sink_C1i = sink_C1i / jnp.maximum(jnp.linalg.norm(sink_C1i, axis=-1, keepdims=True), LEAST)
-            k_Cmi = h_Cmi - jnp.sum(h_Cmi * sink_C1i, axis=-1, keepdims=True) * sink_C1i
+            k_Cmi = _without(h_Cmi, sink_C1i)
             size_Cm1 = jnp.linalg.norm(k_Cmi, axis=-1, keepdims=True)
             k_Cmi = jnp.where((real_Cm & (place_Cm > 0))[..., None], k_Cmi / jnp.maximum(size_Cm1, LEAST), 0.0)
             if c.memory_skip_first:  # `solve` takes it from there
@@ -172,7 +172,7 @@ class Memory(nnx.Module):
                 moved_CRS = jnp.einsum("cri,is->crs", a_CRi.astype(narrow), self.seen[j])
                 a_CRi = a_CRi + jnp.einsum("crs,si->cri", moved_CRS, self.asked[j]).astype(jnp.float32)
             if self.config.memory_skip_first:
-                a_CRi = a_CRi - jnp.einsum("cri,csi->crs", a_CRi, sink_C1i, precision="highest") * sink_C1i
+                a_CRi = _without(a_CRi, sink_C1i)
             solved[name] = {"A": a_CRi.astype(narrow)[None], "B": factors[name]["B"]}
         return solved
 
@@ -184,6 +184,11 @@ class Memory(nnx.Module):
         if transposed:
             into_is, out_is = out_is, into_is
         return x_CRi - jnp.einsum("crs,is->cri", jnp.einsum("cri,is->crs", x_CRi, into_is), out_is) / x_CRi.shape[-1]
+
+
+def _without(x_Cmi: jax.Array, unit_C1i: jax.Array) -> jax.Array:
+    """x less its part along a direction."""
+    return x_Cmi - jnp.sum(x_Cmi * unit_C1i, axis=-1, keepdims=True) * unit_C1i
 
 
 def noise_maps(moments_nii: jax.Array, width: int) -> jax.Array:

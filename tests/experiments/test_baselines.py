@@ -84,6 +84,7 @@ def test_a_reply_that_is_begun_goes_on(model, needle, name):
     method = make_method(model, name, 6, {})
     memory, update = method.update([needle.document], [QUESTION])
     whole = method.recall(memory, update, QUESTION)
+    assert len(whole.tokens) > 2
     begun = memory.begun(whole.tokens[:2])
     rest = method.recall(begun, update, QUESTION)
     assert rest.tokens[:4] == whole.tokens[2:] and rest.prompt_tokens == whole.prompt_tokens + 2

@@ -169,6 +169,7 @@ def test_replies_may_be_begun(fields, tokenizer, tmp_path):
         rows[start] = items(tmp_path / f"run{start}")
     for name, (row,) in rows["It is"].items():
         (plain,) = rows[""][name]
+        assert (plain["start"], row["start"]) == ("", "It is")
         assert row["prompt_tokens"] == plain["prompt_tokens"] + len(tokenizer.encode("It is"))
         assert (row["scores"]["kl"] == 0) == name.endswith("in_context.jsonl")
         assert row["scores"]["kl"] != plain["scores"]["kl"] or row["scores"]["kl"] == 0
