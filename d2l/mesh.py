@@ -40,7 +40,7 @@ STORED_ONLY = ("embed_tokens", "lm_head", "head")
 VECTORS = {"b1": (MODEL,)}
 QUANTIZED_PARTS = ("qvalue", "scale")  # of a matrix of a quantised target
 # Groups of small learned arrays; replicated.
-REPLICATED_GROUPS = ("bias_A", "bias_B", "scaler_A", "scaler_B", "scaler_copy", "gate", "copies", "memory")
+REPLICATED_GROUPS = ("bias_A", "bias_B", "scaler_A", "scaler_B", "scaler_copy", "gate", "copies", "memory", "relevance")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -150,7 +150,7 @@ class DocToLora:
         )
         chunks = self._chunks([documents] if isinstance(documents, str) else list(documents), chunking)
         hyper, C = self.hypernet.config, len(chunks)
-        if hyper.memory_layers or chunking.keep_loudness:
+        if hyper.memory_layers or hyper.relevance or chunking.keep_loudness:
             chunks = self._loudest(chunks, chunking, iterative)
         counts_C = np.array([chunking.kept(len(parts)) for parts in chunks], np.int32)
         buffer = empty_factors(hyper, C, int(counts_C.max()), self.generator.dtype)
@@ -227,7 +227,7 @@ class DocToLora:
 
     @functools.cache  # noqa: B019 - one model lives as long as its compiled functions
     def _listener(self, iterative: bool):
-        """The jitted `(encoder, hypernetwork, tokens, mask) -> loudness`."""
+        """The jitted `make_listener`."""
         sizes = (self._encoder.config, self.hypernet.config)
         return jax.jit(make_listener(*sizes, stacked=False, iterative=iterative))
 

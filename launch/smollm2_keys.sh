@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # RULER's needles with UUIDs and several keys, on SmolLM2: data, the hypernetwork of `configs/smollm2_keys.py`, which goes on
-# from checkpoints/ruler_smollm2, evaluation. The same command again resumes.
+# from checkpoints/ruler_smollm2, which chunks stay (`configs/smollm2_keys_relevance.py`), evaluation. The same command
+# again resumes.
 #
 #   launch/smollm2_keys.sh [--dry-run]
 set -euo pipefail
@@ -21,4 +22,5 @@ made ruler_few_quoted --tasks multikey_1 --needles 1-3 --queries 2 --samples 400
 made ruler_keys_long --tasks multikey_1 --needles 2-8 --queries 3 --samples 1500 --lengths 300-460 --seed 34
 made ruler_texts_long --tasks single_2,single_3 --samples 600 --lengths 200-400 --seed 35
 d2l train --config configs/smollm2_keys.py --workdir runs/smollm2_keys
-d2l eval --config configs/eval_keys.py --workdir runs/eval_keys --config.hypernet=runs/smollm2_keys/hypernet
+d2l train --config configs/smollm2_keys_relevance.py --workdir runs/smollm2_keys_relevance
+d2l eval --config configs/eval_keys.py --workdir runs/eval_keys --config.hypernet=runs/smollm2_keys_relevance/hypernet

@@ -75,11 +75,13 @@ class Chunking:
     Attributes:
       max_chunk_len: tokens of a chunk, at most.
       chunk_overlap: tokens that a chunk shares with the one before, so that what a sentence says is not cut in two.
-      keep_chunks: of a document of more chunks, those that stay in its adapter: the loudest (`adapter.loudness`). 0
-        keeps all. Chunks in which a hypernetwork finds nothing still add the little that it always writes; in
-        numbers that it was not trained on, their sum drowns the rest.
+      keep_chunks: of a document of more chunks, those that stay in its adapter: the loudest (`adapter.loudness`), or
+        where the hypernetwork has learned to tell (`HypernetConfig.relevance`) the most relevant. 0 keeps all. Chunks
+        in which a hypernetwork finds nothing still add the little that it always writes; in numbers that it was not
+        trained on, their sum drowns the rest.
       chunk_at: `tokens` for chunks of equal length, `sentences` for whole sentences where they fit.
-      keep_loudness: of these, only those stay that are at least so loud, as a share of the document's loudest chunk.
+      keep_loudness: of these, only those stay that are at least so loud (or relevant), as a share of the document's
+        loudest chunk.
       chunk_len: about so many tokens a chunk of whole sentences has, so that those that stay hold little else; only one
         with a longer sentence has more, up to `max_chunk_len`. 0 makes as few chunks as can be. Cuts at `tokens` take
         no notice of it.

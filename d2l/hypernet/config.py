@@ -53,6 +53,8 @@ class HypernetConfig:
       memory_skip_first: rows do not answer to the first token of a text, the attention sink, which is many times longer
         than others and the same in every prompt; keys never have a part along it, but weights and noise maps add one.
       turn_tokens: tokens of the chat turn before and after a document, which a memory says nothing of.
+      relevance: which chunks of a document stay is told by a learned direction in the features (`relevance`) instead of
+        by how loud they are.
     """
 
     target_modules: tuple[str, ...]
@@ -89,6 +91,7 @@ class HypernetConfig:
     memory_value_map: bool = False
     memory_skip_first: bool = False
     turn_tokens: tuple[int, int] = (0, 0)
+    relevance: bool = False
 
     def __post_init__(self):
         if self.features not in FEATURES:

@@ -16,6 +16,7 @@ from d2l.hypernet.aggregator import MLP_FACTOR, Aggregator
 from d2l.hypernet.config import HypernetConfig
 from d2l.hypernet.copies import B_START, Copies, Sources
 from d2l.hypernet.memory import Memory
+from d2l.hypernet.relevance import Relevance
 
 LAYER_NORM_EPS = 1e-5
 GATE_START = 3.0  # logit of a fresh gate: nearly open, so that a trained hypernetwork keeps its function
@@ -108,6 +109,8 @@ class Hypernet(nnx.Module):
             self.scaler_copy = nnx.Dict({name: nnx.Param(jnp.full((L, r), jnp.float32(B_START))) for name in sizes})
         if config.memory_layers:
             self.memory = Memory(config, rngs)
+        if config.relevance:
+            self.relevance = Relevance(config.feature_size)
 
     def __call__(
         self,

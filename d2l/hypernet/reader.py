@@ -48,9 +48,10 @@ def make_reader(
 def make_listener(
     encoder: TargetConfig, config: HypernetConfig, *, stacked: bool, iterative: bool
 ) -> Callable[..., jax.Array]:
-    """The function `(encoder, hypernetwork, tokens, mask) -> loudness [N]` of N chunks, which no memory is made for.
+    """The function `(encoder, hypernetwork, tokens, mask) -> float32 [N]`, by which chunks of a document stay.
 
-    Arguments as in `make_reader`.
+    It is how relevant each of N chunks is, 0 to 1, where the hypernetwork has learned to tell (`relevance`), from the
+    encoder alone; else how loud it is, which no memory is made for. Arguments as in `make_reader`.
     """
     config = dataclasses.replace(config, memory_layers=())
     encoder_def = abstract_decoder(encoder, stacked=stacked)[0]
@@ -59,6 +60,8 @@ def make_listener(
     def listen(encoder, hyper, tokens_NT, mask_NT):
         features, sources = read_context(nnx.merge(encoder_def, encoder), config, tokens_NT)
         hypernet = nnx.merge(hyper_def, {name: a for name, a in hyper.items() if name != "memory"})
+        if config.relevance:
+            return jax.nn.sigmoid(hypernet.relevance(features, mask_NT[:, None]))
         return loudness(hypernet(features, mask_NT, sources=sources, iterative=iterative))
 
     return listen

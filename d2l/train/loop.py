@@ -26,7 +26,8 @@ from d2l.mesh import make_mesh, param_shardings, split_packs
 from d2l.target.decoder import abstract_decoder
 from d2l.target.quantize import quantize_target
 from d2l.target.weights import LoadedTarget, load_target
-from d2l.train import noise, reading
+from d2l.train import noise, reading, relevance
+from d2l.train.apart import with_part
 from d2l.train.checkpoint import Checkpoints, abstract
 from d2l.train.chips import peak_flops
 from d2l.train.feed import Layout, NeedleFeed, StoredFeed, place
@@ -77,6 +78,11 @@ def train(
         hyper = hypernet_config(fields["hypernet"], target.config)
         if mesh is not None:
             check_mesh(mesh, target.config, hyper)
+            if steps := fields.get("relevance_steps", 0):
+                raise UserError(
+                    f"relevance_steps is {steps}, which no mesh can do yet: train relevance on one device, then set "
+                    "config.init to what it wrote."
+                )
         for stage in stages:
             together(lambda stage=stage: check_turn(hyper, target.tokenizer.turn_wrapper, stage["max_chunk_len"]))
         product = Product(hyper, target.name, target.weights_hash)
@@ -110,7 +116,7 @@ def train(
 
         state, cursor, done = checkpoints.restore(state, cursor_of)
         if not done:
-            state |= {"params": _with_memory(state["params"], hyper, target, stages[0], feeds[0], fields)}
+            state |= {"params": _prepared(state["params"], hyper, target, stages[0], feeds[0], fields)}
         abstract_state = abstract(state)
 
         # ------------------------------------------------------------ updates, stage by stage
@@ -217,7 +223,8 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
     """The parameters of the hypernetwork to start from; gates, a memory and what it lacks of one are fresh ones."""
     earlier, params, _ = load_hypernet(fields["init"])
     start = {"row_gate": hyper.row_gate, "scaler_b_init": hyper.scaler_b_init}
-    start |= {name: True for name in ("memory_value_map", "memory_skip_first") if getattr(hyper, name)}
+    fresh_ones = ("memory_value_map", "memory_skip_first", "relevance")
+    start |= {name: True for name in fresh_ones if getattr(hyper, name)}
     if not earlier.memory_layers:
         names = [field.name for field in dataclasses.fields(hyper) if field.name.startswith(("memory_", "turn_"))]
         start |= {name: getattr(hyper, name) for name in names}
@@ -228,19 +235,16 @@ def _earlier(fields: dict[str, Any], hyper: HypernetConfig) -> Any:
         other = [f"{key} is {given[key]} there and {wanted[key]} here" for key in given if given[key] != wanted[key]]
         raise UserError(f"{fields['init']} is another hypernetwork than config.hypernet: {'; '.join(other)}.")
     fresh = init_hypernet(hyper, fields["seed"])
-    kept = {name: dict(params.get(name, {})) for name in ("gate", "memory") if name in fresh}
+    kept = {name: dict(params.get(name, {})) for name in ("gate", "memory", "relevance") if name in fresh}
     if new_noise and kept.get("memory"):
         del kept["memory"]["log_ridge"]
     return params | {name: dict(fresh[name]) | leaves for name, leaves in kept.items()}
 
 
-def _with_memory(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict, feed: Any, fields: dict) -> Any:
-    """The parameters with a memory's noise, if it knows nothing of it yet, and after `reading_steps` updates."""
-    step, steps = step_config(fields, stage), fields.get("reading_steps", 0)
-    if steps and not hyper.memory_layers:
-        raise UserError(
-            f"reading_steps is {steps}, but the hypernetwork has no memory: set memory_layers, or leave it out."
-        )
+def _prepared(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: dict, feed: Any, fields: dict) -> Any:
+    """The parameters with a memory's noise, if it knows nothing of it yet, and after what parts learn by themselves:
+    `reading_steps` updates of a memory, and `relevance_steps` of which chunks stay."""
+    step = step_config(fields, stage)
 
     def batches(count: int) -> Iterator[Any]:
         return (fed.batch for fed in feed.feed(0, count))
@@ -249,13 +253,24 @@ def _with_memory(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage
         count = min(noise.BATCHES, stage["steps"])
         print(f"measuring the noise of the memory's keys over {count} batches", flush=True)
         params = noise.with_noise(params, target.params, batches(count), hyper, target.config, step)
-    if steps:
 
-        def report(number: int, loss: float, found: float) -> None:
-            print(f"reading {number}/{steps}  loss {loss:.4f}  found {found:.1%}", flush=True)
+    for name, part, field, names, sums in (
+        ("reading", "memory", "memory_layers", reading.TRAINED, reading.reading_sums),
+        ("relevance", "relevance", "relevance", relevance.TRAINED, relevance.relevance_sums),
+    ):
+        if not (steps := fields.get(f"{name}_steps", 0)):
+            continue
+        if part not in params:
+            raise UserError(
+                f"{name}_steps is {steps}, but the hypernetwork has no {part}: set {field}, or leave it out."
+            )
+
+        def report(number: int, means: dict[str, float], name: str = name, steps: int = steps) -> None:
+            told = "  ".join(f"{key} {mean:.4f}" for key, mean in means.items())
+            print(f"{name} {number}/{steps}  {told}", flush=True)
 
         last = target.params, batches(steps), steps, hyper, target.config, step, report
-        params = reading.with_reading(params, *last)
+        params = with_part(params, part, names, sums, *last)
     return params
 
 

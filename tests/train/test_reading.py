@@ -11,6 +11,7 @@ from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
 from d2l.hypernet.store import load_hypernet
 from d2l.target.decoder import abstract_decoder
 from d2l.train import loop, reading
+from d2l.train.apart import with_part
 from d2l.train.step import StepConfig
 from tests.train import test_noise
 from tests.train.test_loop import config_for
@@ -57,7 +58,7 @@ def test_sums_are_those_of_texts_one_by_one(target, hyper, examples):
     sums = reading.reading_sums(hypernet, decoder, group, STEP)
     losses, found = (sum(parts, []) for parts in zip(*(sums_of(decoder, hyper, e) for e in examples), strict=True))
     count = len(LAYERS)
-    assert int(sums["tokens"]) == len(losses) // count > 3
+    assert int(sums["count"]) == len(losses) // count > 3
     np.testing.assert_allclose(sums["loss"], sum(losses) / count, rtol=2e-3)
     np.testing.assert_allclose(sums["found"], sum(found) / count)
 
@@ -65,11 +66,12 @@ def test_sums_are_those_of_texts_one_by_one(target, hyper, examples):
 def test_updates_find_more_and_leave_the_rest(target, hyper, examples):
     params, told = init_hypernet(hyper, 0), []
     batch = batch_of(examples, PACKED)
-    after = reading.with_reading(
-        params, target.params, [batch] * 30, 30, hyper, target.config, STEP, lambda *numbers: told.append(numbers)
-    )
-    assert [number for number, *_ in told] == [1, 20, 30]
-    assert told[-1][1] < 0.95 * told[0][1] and told[-1][2] >= told[0][2]
+    what = "memory", reading.TRAINED, reading.reading_sums
+    size = 30, hyper, target.config, STEP
+    after = with_part(params, *what, target.params, [batch] * 30, *size, lambda *means: told.append(means))
+    assert [number for number, _ in told] == [1, 20, 30]
+    first, last = told[0][1], told[-1][1]
+    assert last["loss"] < 0.95 * first["loss"] and last["found"] >= first["found"]
     for name, before in params["memory"].items():
         same = np.array_equal(before, after["memory"][name])
         assert same == (name not in reading.TRAINED), name

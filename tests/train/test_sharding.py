@@ -118,7 +118,14 @@ def copying(setup):
     """The setup with a hypernetwork that copies into modules whose inputs are split over `model`."""
     target, _, frozen, _ = setup
     hyper = hypernet_config(
-        target, ("down_proj", "o_proj"), copy_size=8, num_heads=4, num_kv_heads=4, num_blocks=1, aggregator="direct"
+        target,
+        ("down_proj", "o_proj"),
+        copy_size=8,
+        relevance=True,
+        num_heads=4,
+        num_kv_heads=4,
+        num_blocks=1,
+        aggregator="direct",
     )
     return target, hyper, frozen, init_hypernet(hyper, 0)
 
