@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.target = ""  # the default target
     config.hypernet = "checkpoints/keys_smollm2"
     config.dtype = "auto"
-    config.max_new_tokens = 80
+    config.max_new_tokens = 200  # the target lists what it is asked for in sentences
     config.metrics = ("contains", "recall")
     config.methods = ml_collections.ConfigDict(
         {"in_context": {}, "d2l": {}, "d2l_all": {"method": "d2l", "keep_chunks": 0}}
