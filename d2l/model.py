@@ -30,6 +30,10 @@ from d2l.target.tokenizer import Message, Tokenizer
 from d2l.target.weights import LoadedTarget, load_target
 
 DEFAULT_MAX_CHUNK_LEN = 1024
+NOT_FINITE = (
+    "holds NaN or infinity: the hypernetwork is damaged or its dtype too narrow; load a sound one, or use "
+    "dtype='float32'."
+)
 
 Prompt = str | Sequence[Message]
 
@@ -159,10 +163,7 @@ class DocToLora:
             buffer = read(self._encoder.params, self.hypernet.params, buffer, *batch)
         factors, finite = self._finish(self.hypernet.params, buffer, counts_C)
         if not finite:
-            raise UserError(
-                "the generated adapter holds NaN or infinity: the hypernetwork is damaged or its dtype too narrow; "
-                "load a sound one, or use dtype='float32'."
-            )
+            raise UserError(f"the generated adapter {NOT_FINITE}")
         ranks = jnp.asarray((counts_C + hyper.use_bias) * hyper.rank)
         return Adapter(factors, ranks, hyper.scale, self.target.name, self.target.weights_hash)
 
@@ -219,6 +220,8 @@ class DocToLora:
             for c, s, value in zip(context, slot, found, strict=True):
                 if c >= 0:
                     loud[c][s] = value
+        if not all(np.isfinite(values).all() for values in loud):  # no chunk would stay, and the adapter be sound
+            raise UserError(f"what tells which chunks stay {NOT_FINITE}")
         kept = []
         for parts, values in zip(chunks, loud, strict=True):
             best = np.argsort(-values, kind="stable")[: chunking.kept(len(parts))]

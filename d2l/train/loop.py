@@ -271,6 +271,11 @@ def _prepared(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: d
 
         last = target.params, batches(steps), steps, hyper, target.config, step, report
         params = with_part(params, part, names, sums, *last)
+    if hyper.relevance and not np.any(params["relevance"]["weight"]):
+        raise UserError(
+            "relevance is set, but was never learned, so that the longest chunks would stay: set relevance_steps, or "
+            "init to a hypernetwork that has learned it."
+        )
     return params
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import d2l
+from d2l.errors import UserError
 from d2l.hypernet.chunk import Chunking, split_tokens
 from d2l.hypernet.features import context_features
 from d2l.hypernet.hypernet import abstract_hypernet, init_hypernet
@@ -87,6 +88,14 @@ def test_a_share_of_the_most_relevant_may_be_asked_for(model):
     choosy = DocToLora(model.target, dataclasses.replace(model.hypernet, description=description))
     assert chance[1] - chance[2] > 1e-3
     assert choosy.internalize(TEXT).ranks.tolist() == [3 * model.hypernet.config.rank]
+
+
+def test_what_is_not_finite_is_said(model):
+    part = model.hypernet.params["relevance"]
+    params = dict(model.hypernet.params) | {"relevance": dict(part) | {"bias": jnp.full_like(part["bias"], jnp.nan)}}
+    damaged = DocToLora(model.target, dataclasses.replace(model.hypernet, params=params))
+    with pytest.raises(UserError, match="which chunks stay holds NaN or infinity: the hypernetwork is damaged"):
+        damaged.internalize(TEXT, keep_chunks=1)
 
 
 def test_a_fresh_one_says_nothing_of_what_is_in_a_chunk(model):

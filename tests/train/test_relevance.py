@@ -98,6 +98,11 @@ def test_training_begins_with_it(target_folder, tmp_path):
     with config.unlocked():
         config.init = str(tmp_path / "without" / "hypernet")
         config.hypernet.relevance = True
+        config.relevance_steps = 0
+    with pytest.raises(UserError, match="relevance is set, but was never learned"):
+        loop.train(config, tmp_path / "never")
+    with config.unlocked():
+        config.relevance_steps = 2
     loop.train(config, tmp_path / "with")
     with config.unlocked():
         config.packs, config.mesh = jax.device_count(), {"data": -1}
