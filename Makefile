@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/d2l demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 parity: $(STAMP)
 	tests/parity/run.sh
