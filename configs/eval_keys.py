@@ -5,7 +5,7 @@
 Answers are sentences; `contains` says whether the value stands in them, as RULER's own string match. RULER's own
 prompts begin the reply with a sentence that names the key: so do the suites `begun_*`, eight keys again, where a key
 cannot be misquoted. In the suite `few_words` keys of a document share words far more often than RULER's. Two cores,
-one half of the suites on each: 40 minutes, and 30 for `begun_*`. Useful override: --config.hypernet=FOLDER
+one half of the suites on each: an hour. Useful override: --config.hypernet=FOLDER
 """
 
 import ml_collections
