@@ -2,7 +2,7 @@
 
     d2l eval --config configs/eval_keys_rest.py --workdir runs/eval_keys_rest
 
-multikey_2 is a document of needles alone, 5, 15, 30 and 50 of them at these lengths: the curve over the number of keys.
+multikey_2 is a document of needles alone, 5, 14, 28 and 51 of them at these lengths: the curve over the number of keys.
 `d2l_all` keeps every chunk where the card keeps eight. `recall` is the share of the wanted values that are named. One
 core: half an hour. Useful override: --config.hypernet=FOLDER
 """

@@ -3,7 +3,7 @@
     d2l eval --config configs/eval_pages_cd.py --workdir runs/eval_pages_cd
 
 Distillation as in `configs/eval_cd.py`, on two questions of the page itself (oracle) and on four that the target asks.
-About 95 s a page on two cores alone, 180 s on one; the figures are in the cards of `checkpoints/pages_smollm2` and
+About 95 s a page on two cores alone, 190 s on one; the figures are in the cards of `checkpoints/pages_smollm2` and
 `checkpoints/distil_smollm2`. Useful override: --config.methods.cd_generated.epochs=300, as the release trains
 """
 

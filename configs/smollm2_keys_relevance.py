@@ -5,7 +5,7 @@ after it). The one update of the distillation has a learning rate of 0.
 
     d2l train --config configs/smollm2_keys_relevance.py --workdir runs/smollm2_keys_relevance
 
-One CPU core: ten minutes.
+One CPU core: a quarter of an hour.
 Useful override: --config.init=FOLDER
 """
 

@@ -245,6 +245,21 @@ def _prepared(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: d
     """The parameters with a memory's noise, if it knows nothing of it yet, and after what parts learn by themselves:
     `reading_steps` updates of a memory, and `relevance_steps` of which chunks stay."""
     step = step_config(fields, stage)
+    parts = (
+        ("reading", "memory", "memory_layers", reading.TRAINED, reading.reading_sums),
+        ("relevance", "relevance", "relevance", relevance.TRAINED, relevance.relevance_sums),
+    )
+    counts = {name: fields.get(f"{name}_steps", 0) for name, *_ in parts}
+    for name, part, field, *_ in parts:
+        if counts[name] and part not in params:
+            raise UserError(
+                f"{name}_steps is {counts[name]}, but the hypernetwork has no {part}: set {field}, or leave it out."
+            )
+    if hyper.relevance and not (counts["relevance"] or np.any(params["relevance"]["weight"])):
+        raise UserError(
+            "relevance is set, but was never learned, so that the longest chunks would stay: set relevance_steps, or "
+            "init to a hypernetwork that has learned it."
+        )
 
     def batches(count: int) -> Iterator[Any]:
         return (fed.batch for fed in feed.feed(0, count))
@@ -254,16 +269,9 @@ def _prepared(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: d
         print(f"measuring the noise of the memory's keys over {count} batches", flush=True)
         params = noise.with_noise(params, target.params, batches(count), hyper, target.config, step)
 
-    for name, part, field, names, sums in (
-        ("reading", "memory", "memory_layers", reading.TRAINED, reading.reading_sums),
-        ("relevance", "relevance", "relevance", relevance.TRAINED, relevance.relevance_sums),
-    ):
-        if not (steps := fields.get(f"{name}_steps", 0)):
+    for name, part, _, names, sums in parts:
+        if not (steps := counts[name]):
             continue
-        if part not in params:
-            raise UserError(
-                f"{name}_steps is {steps}, but the hypernetwork has no {part}: set {field}, or leave it out."
-            )
 
         def report(number: int, means: dict[str, float], name: str = name, steps: int = steps) -> None:
             told = "  ".join(f"{key} {mean:.4f}" for key, mean in means.items())
@@ -271,11 +279,6 @@ def _prepared(params: Any, hyper: HypernetConfig, target: LoadedTarget, stage: d
 
         last = target.params, batches(steps), steps, hyper, target.config, step, report
         params = with_part(params, part, names, sums, *last)
-    if hyper.relevance and not np.any(params["relevance"]["weight"]):
-        raise UserError(
-            "relevance is set, but was never learned, so that the longest chunks would stay: set relevance_steps, or "
-            "init to a hypernetwork that has learned it."
-        )
     return params
 
 

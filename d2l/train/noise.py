@@ -20,7 +20,7 @@ from d2l.hypernet.memory import LEAST, Places, noise_maps
 from d2l.target.config import TargetConfig
 from d2l.target.decoder import Decoder, abstract_decoder
 from d2l.target.factors import memory_name
-from d2l.train.step import StepConfig
+from d2l.train.step import StepConfig, chunk_mask, response_contexts
 
 BATCHES = 100
 
@@ -76,14 +76,14 @@ def met(hypernet: Hypernet, decoder: Decoder, group: Batch, row_chunks: int) -> 
         return features, sources["memory"]
 
     features, memory = read("ctx")
-    mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(row_chunks)[None, :, None]
+    mask_NPS = chunk_mask(group, row_chunks)
     keys = hypernet.memory(features, mask_NPS, memory, group["chunk_place"])
     row_R, index_R = group["response_row"], group["response_index"]
     x_nRi = read("query")[1]["inputs"][:, row_R, index_R].astype(jnp.float32)
     x_nRi = x_nRi / jnp.maximum(jnp.linalg.norm(x_nRi, axis=-1, keepdims=True), LEAST)
 
     places = Places.of(mask_NPS, group["chunk_place"], m)
-    context_R = group["query_contexts"][row_R, group["query_slots"][row_R, index_R]]
+    context_R = response_contexts(group)
     same_RM = False
     for shift in (1, 2):
         word_Km = jnp.where(places.says(hyper.turn_tokens, shift), places.take(group["ctx_tokens"], shift), -1)

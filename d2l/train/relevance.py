@@ -12,7 +12,7 @@ from d2l.data.pack import Batch
 from d2l.hypernet.features import read_context
 from d2l.hypernet.hypernet import Hypernet
 from d2l.target.decoder import Decoder
-from d2l.train.step import StepConfig
+from d2l.train.step import StepConfig, chunk_mask, response_contexts
 
 # Tokens in a row that count as quoted: single words of an answer stand in any text.
 QUOTED = 3
@@ -27,7 +27,7 @@ def relevance_sums(hypernet: Hypernet, decoder: Decoder, group: Batch, step: Ste
     """
     place = {"positions_NT": group["ctx_positions"], "segments_NT": group["ctx_segments"]}
     features, _ = read_context(decoder, hypernet.config, group["ctx_tokens"], **place)
-    mask_NPS = group["ctx_segments"][:, None] == jnp.arange(step.row_chunks)[None, :, None]
+    mask_NPS = chunk_mask(group, step.row_chunks)
     logit_K = jnp.take(hypernet.relevance(features, mask_NPS), group["chunk_place"])
     share_K, real_K = quoted_shares(group, step.row_chunks), group["chunk_context"] >= 0
 
@@ -46,7 +46,6 @@ def quoted_shares(group: Batch, row_chunks: int) -> jax.Array:
     The share is that of the answer's runs of `QUOTED` tokens (ROUGE-3 recall, the end of turn being one of them);
     answers that are shorter have none.
     """
-    context_K = group["chunk_context"]
     query_R, token_R = group["response_query"], group["response_tokens"]
     whole_R = group["response_weight"] > 0
     match_RNS = True
@@ -55,12 +54,10 @@ def quoted_shares(group: Batch, row_chunks: int) -> jax.Array:
         later = {name: jnp.roll(group[f"ctx_{name}"], -k, axis=1) for name in ("tokens", "segments", "positions")}
         inside_NS = (later["segments"] == group["ctx_segments"]) & (later["positions"] == group["ctx_positions"] + k)
         match_RNS &= (jnp.roll(token_R, -k)[:, None, None] == later["tokens"][None]) & inside_NS[None]
-    mask_NPS = group["ctx_segments"][:, None] == jnp.arange(row_chunks)[None, :, None]
-    found_RNP = jnp.einsum("rns,nps->rnp", match_RNS.astype(jnp.float32), mask_NPS.astype(jnp.float32)) > 0
+    mask_NPS = chunk_mask(group, row_chunks).astype(jnp.float32)
+    found_RNP = jnp.einsum("rns,nps->rnp", match_RNS.astype(jnp.float32), mask_NPS) > 0
     found_RK = jnp.take(found_RNP.reshape(len(token_R), -1), group["chunk_place"], axis=1)
-    row_R, index_R = group["response_row"], group["response_index"]
-    context_R = group["query_contexts"][row_R, group["query_slots"][row_R, index_R]]
-    found_RK &= (context_R[:, None] == context_K[None]) & whole_R[:, None]
+    found_RK &= (response_contexts(group)[:, None] == group["chunk_context"][None]) & whole_R[:, None]
     same_RR = ((query_R[:, None] == query_R[None]) & whole_R[None]).astype(jnp.float32)
     share_RK = same_RR @ found_RK.astype(jnp.float32) / jnp.maximum(jnp.sum(same_RR, axis=1, keepdims=True), 1.0)
     return jnp.max(share_RK, axis=0)

@@ -70,6 +70,17 @@ class StepConfig:
             raise UserError(f"focus is {self.focus}: give a share in [0, 1].")
 
 
+def chunk_mask(group: Batch, row_chunks: int) -> jax.Array:
+    """bool `[N, P, S]`, the tokens of each chunk of a group's context rows."""
+    return group["ctx_segments"][:, None, :] == jnp.arange(row_chunks)[None, :, None]
+
+
+def response_contexts(group: Batch) -> jax.Array:
+    """int32 `[R]`, the context that each response token is about."""
+    row_R, index_R = group["response_row"], group["response_index"]
+    return group["query_contexts"][row_R, group["query_slots"][row_R, index_R]]
+
+
 def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfig, step: StepConfig) -> Metrics:
     """Loss and its parts summed over the contexts of one group, float32 scalars.
 
@@ -89,7 +100,7 @@ def group_sums(params: Any, decoder: Decoder, group: Batch, hyper: HypernetConfi
             segments_NT=group["ctx_segments"],
         ),
     )
-    mask_NPS = group["ctx_segments"][:, None, :] == jnp.arange(step.row_chunks)[None, :, None]
+    mask_NPS = chunk_mask(group, step.row_chunks)
     chunks = hypernet(features, mask_NPS, sources=sources, chunks_C=group["chunk_place"], remat=step.remat != "none")
     memories = {name: ab for name, ab in chunks.items() if "@" in name}
     chunks = {name: ab for name, ab in chunks.items() if "@" not in name}

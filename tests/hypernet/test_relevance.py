@@ -26,7 +26,7 @@ SIZE = 8
 
 @pytest.fixture(scope="module")
 def model(target_folder, tmp_path_factory):
-    """Its direction is drawn: what is relevant here is so by chance, but never by loudness."""
+    """Its direction is drawn, so that what is relevant here is so by chance."""
     target = load_target(target_folder)
     config = hypernet_config(target.config, relevance=True)
     params = init_hypernet(config, 0)
